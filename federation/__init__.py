@@ -1,0 +1,1 @@
+"""Federated learning that a supercomputer can trust."""

@@ -1,0 +1,63 @@
+"""Everything that federation raises on purpose.
+
+    FederationError                 one class to catch
+    +-- ConfigError                 bad configuration or usage; lists every problem found (exit status 2)
+    +-- DataError                   a data set or a partition cannot be had as asked
+    +-- CheckpointError             a checkpoint cannot be written, read or verified
+    +-- UpdateError                 an update does not fit the model
+    |   +-- Diverged                it holds NaN or infinity
+    +-- ClientError                 a client's own code raised; carries its traceback
+    +-- RoundError                  a round cannot be completed (too few clients, no samples, time is up)
+
+`node_comm` has a tree of its own, below CommError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class FederationError(Exception):
+    """Base of every error of this package."""
+
+
+class ConfigError(FederationError):
+    """Bad configuration or usage. `problems` holds one sentence each; all that were found, not only the first."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(FederationError):
+    """A data set or a partition cannot be had as asked."""
+
+
+class CheckpointError(FederationError):
+    """A checkpoint cannot be written, read or verified; the message names the file."""
+
+
+class UpdateError(FederationError):
+    """An update does not fit the model: names the client, the parameter, and what was given and wanted."""
+
+
+class Diverged(UpdateError):
+    """An update that holds NaN or infinity in `parameter`, sent by `client_id`."""
+
+    def __init__(self, client_id: str, parameter: str) -> None:
+        self.client_id = client_id
+        self.parameter = parameter
+        super().__init__(f"the update of {client_id} holds NaN or infinity in {parameter!r}")
+
+
+class ClientError(FederationError):
+    """The code of client `client_id` raised; `traceback` is its traceback as text."""
+
+    def __init__(self, client_id: str, traceback: str) -> None:
+        self.client_id = client_id
+        self.traceback = traceback
+        super().__init__(f"{client_id} failed:\n{traceback}")
+
+
+class RoundError(FederationError):
+    """A round cannot be completed; the global model is as it was before it."""

@@ -1,0 +1,101 @@
+"""The contract that every transport keeps: ranks, messages, and buffers that are only borrowed.
+
+A *world* is `size` ranks, numbered from 0. A message is a header (bytes, small) and at most one array beside it.
+A transport never keeps an array: it reads or writes a buffer only until the `await` that was given it returns.
+
+Rules that the contract tests check on every transport:
+
+- Messages from one rank to another arrive in the order in which they were sent, whole, once.
+- `send` may wait until the receiver takes the message (no send relies on buffering). Two ranks that exchange
+  arrays await their send and their receive together, e.g. with `asyncio.gather`.
+- Collectives are entered by all ranks, in the same order, and may be awaited while messages are in flight.
+- Ranks that disagree about a collective (kind, dtype, shape, root) all get BufferMismatch, with both
+  descriptions; nothing is reduced or written then.
+- After `close`, and after a peer is lost, pending and later calls raise Disconnected. `close` may be called twice.
+- What a task cancels in mid-call (asyncio cancellation) leaves the world unusable; only `close` is allowed then.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from node_comm.arrays import Description
+
+Into = np.ndarray | Callable[[bytes, Description], np.ndarray | None] | None
+Operation = Literal["sum", "max", "min"]
+
+#: dtypes that `reduce` accepts; the others raise BufferMismatch on every rank.
+REDUCIBLE = frozenset(np.dtype(name) for name in (
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"))
+
+
+class Received(NamedTuple):
+    """One message: who sent it, its header, and its array (None where it carried none)."""
+
+    source: int
+    header: bytes
+    buffer: np.ndarray | None
+
+
+class Transport(ABC):
+    """One rank's access to a world of ranks. Not thread-safe: one event loop owns it."""
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
+        """Send `header`, and `buffer` beside it, to rank `dest` (this rank itself included).
+
+        `buffer` may have any memory order; it is read until this returns. Raises AddressError for an unknown
+        rank, BufferMismatch for a dtype that does not travel, Disconnected when the peer is lost.
+        """
+
+    @abstractmethod
+    async def recv(self, source: int | None = None, into: Into = None) -> Received:
+        """Take the next message from rank `source`, or from any rank.
+
+        `into` is the array to write the payload into: the same dtype and shape, C-contiguous, writeable; or a
+        function of (header, description) that returns such an array, or None. Where there is none, a new array
+        is made, which the receiver owns. Raises BufferMismatch when `into` does not fit: that message is lost,
+        later ones arrive.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Leave the world; frees what the transport holds. Pending calls raise Disconnected."""
+
+    @abstractmethod
+    async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
+        """Copy root's `buffer` into every other rank's, in place.
+
+        On the other ranks it must be C-contiguous and writeable; the root's may have any memory order.
+        """
+
+    @abstractmethod
+    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+                     operation: Operation = "sum") -> None:
+        """Combine all ranks' `buffer` elementwise into root's `out` (which may be `buffer` itself).
+
+        `out` is ignored on the other ranks, and their buffers stay as they were. The order of combination is not
+        defined: integers are exact, floating-point sums may differ in the last bits between worlds.
+        """
+
+    @abstractmethod
+    async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
+        """Copy each rank's `buffer` into `out[rank]` at the root.
+
+        One dtype, any shapes; `out[rank]` has that rank's shape, C-contiguous and writeable. `out` is ignored elsewhere.
+        """
+
+    @abstractmethod
+    async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        """Copy `buffers[k]` of each rank into `out[rank]` of rank k; one dtype, any shapes."""
+
+    @abstractmethod
+    async def barrier(self) -> None:
+        """Wait until every rank is here, without burning a core."""
