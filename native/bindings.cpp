@@ -1,0 +1,160 @@
+// Thin bindings: exact types, no conversions. Arguments are checked by federation/kernels.py, the only caller.
+#include "kernels.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cfenv>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace federation;
+
+namespace {
+
+template <class T> using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Limbs = std::vector<Vector<std::int64_t>>;
+
+struct Variant {
+    const char* name;
+    const Kernels& (*kernels)();
+};
+
+// The best first.
+std::vector<Variant> supported_variants() {
+    std::vector<Variant> variants;
+#ifdef HAS_VARIANT_avx2
+    if (__builtin_cpu_supports("avx2")) variants.push_back({"avx2", avx2::kernels});
+#endif
+    variants.push_back({"portable", portable::kernels});
+    return variants;
+}
+
+Variant& selected() {
+    static Variant variant = supported_variants().front();
+    return variant;
+}
+
+const Kernels::Row& kernels_of(Dtype dtype) { return selected().kernels().rows[static_cast<int>(dtype)]; }
+
+// The default floating-point environment for as long as this lives: rounding to nearest, denormals kept.
+class DefaultArithmetic {
+public:
+    DefaultArithmetic() {
+        std::fegetenv(&previous_);
+        std::fesetenv(FE_DFL_ENV);
+    }
+    ~DefaultArithmetic() { std::fesetenv(&previous_); }
+    DefaultArithmetic(const DefaultArithmetic&) = delete;
+    DefaultArithmetic& operator=(const DefaultArithmetic&) = delete;
+
+private:
+    std::fenv_t previous_;
+};
+
+// Runs `kernel` without the GIL and in the default floating-point environment.
+template <class Kernel> auto run(Kernel&& kernel) {
+    nb::gil_scoped_release unlocked;
+    DefaultArithmetic arithmetic;
+    return kernel();
+}
+
+std::vector<std::int64_t*> pointers(const Limbs& limbs) {
+    std::vector<std::int64_t*> result;
+    for (const auto& limb : limbs) result.push_back(limb.data());
+    return result;
+}
+
+// `Bits` is the type that carries the elements: 16-bit floats come as uint16, booleans as uint8.
+template <class Bits> void bind(nb::module_& m, Dtype dtype, const std::string& name) {
+    using In = Vector<const Bits>;
+    const auto define = [&](const char* verb, auto function, auto... arguments) {
+        m.def((std::string(verb) + "_" + name).c_str(), function, arguments...);
+    };
+    define("accumulate",
+           [dtype](const Vector<std::int64_t>& total, const In& values, const In& start, double factor, double limit) {
+               const Findings found = run([&] {
+                   return kernels_of(dtype).accumulate(total.data(), values.data(), start.data(), values.size(), factor,
+                                                       limit);
+               });
+               return std::make_pair(found.peak, found.finite);
+           },
+           nb::arg("total").noconvert(), nb::arg("values").noconvert(), nb::arg("start").noconvert(), "factor"_a,
+           "limit"_a);
+    define("accumulate_wide",
+           [dtype](const Limbs& limbs, const In& values, const In& start, double factor) {
+               const auto to = pointers(limbs);
+               return run([&] {
+                   return kernels_of(dtype).accumulate_wide(to.data(), to.size(), values.data(), start.data(),
+                                                            values.size(), factor);
+               });
+           },
+           nb::arg("limbs").noconvert(), nb::arg("values").noconvert(), nb::arg("start").noconvert(), "factor"_a);
+    define("finish",
+           [dtype](const Vector<Bits>& out, const In& start, const Limbs& limbs, double scale, double divisor) {
+               const auto from = pointers(limbs);
+               run([&] {
+                   kernels_of(dtype).finish(out.data(), start.data(), from.data(), from.size(), out.size(), scale,
+                                            divisor);
+               });
+           },
+           nb::arg("out").noconvert(), nb::arg("start").noconvert(), nb::arg("limbs").noconvert(), "scale"_a,
+           "divisor"_a);
+    define("axpy_float32",
+           [dtype](const Vector<float>& y, const In& x, float a) {
+               run([&] { kernels_of(dtype).axpy_float32(y.data(), x.data(), x.size(), a); });
+           },
+           nb::arg("y").noconvert(), nb::arg("x").noconvert(), "a"_a);
+    define("axpy_float64",
+           [dtype](const Vector<double>& y, const In& x, double a) {
+               run([&] { kernels_of(dtype).axpy_float64(y.data(), x.data(), x.size(), a); });
+           },
+           nb::arg("y").noconvert(), nb::arg("x").noconvert(), "a"_a);
+    define("examine",
+           [dtype](const In& values) {
+               const Findings found = run([&] { return kernels_of(dtype).examine(values.data(), values.size()); });
+               return std::make_pair(found.peak, found.finite);
+           },
+           nb::arg("values").noconvert());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+    bind<std::uint8_t>(m, Dtype::boolean, "bool");
+    bind<std::int8_t>(m, Dtype::int8, "int8");
+    bind<std::int16_t>(m, Dtype::int16, "int16");
+    bind<std::int32_t>(m, Dtype::int32, "int32");
+    bind<std::int64_t>(m, Dtype::int64, "int64");
+    bind<std::uint8_t>(m, Dtype::uint8, "uint8");
+    bind<std::uint16_t>(m, Dtype::uint16, "uint16");
+    bind<std::uint32_t>(m, Dtype::uint32, "uint32");
+    bind<std::uint64_t>(m, Dtype::uint64, "uint64");
+    bind<std::uint16_t>(m, Dtype::float16, "float16");
+    bind<std::uint16_t>(m, Dtype::bfloat16, "bfloat16");
+    bind<float>(m, Dtype::float32, "float32");
+    bind<double>(m, Dtype::float64, "float64");
+
+    m.def("variants", [] {
+        std::vector<std::string> names;
+        for (const Variant& variant : supported_variants()) names.emplace_back(variant.name);
+        return names;
+    });
+    m.def("variant", [] { return std::string(selected().name); });
+    m.def("select_variant", [](const std::string& name) {
+        for (const Variant& variant : supported_variants()) {
+            if (name == variant.name) {
+                selected() = variant;
+                return;
+            }
+        }
+        throw std::invalid_argument("no variant " + name);
+    }, "name"_a);
+}
