@@ -1,0 +1,23 @@
+"""Federated averaging: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 2017."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from federation.core.aggregator import MeanAggregator
+from federation.core.weights import Weights
+
+
+@final
+class FedAvgAggregator(MeanAggregator):
+    """The new global weights are the mean of the clients' weights (Algorithm 1 of the paper).
+
+    `weighting="samples"` weighs client k by n_k / n as the paper does; `"uniform"` counts each client once.
+    Integer arrays, such as BatchNorm's counters, become the rounded weighted mean.
+    """
+
+    def __init__(self, weighting: Literal["samples", "uniform"] = "samples") -> None:
+        self.weighting = weighting
+
+    def step(self, start: Weights, mean: Weights) -> None:
+        """The mean is the result."""

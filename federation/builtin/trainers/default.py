@@ -1,0 +1,129 @@
+"""Synchronous rounds: draw a cohort, train it, aggregate, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from federation.config import TrainerConfig, trainer_config
+from federation.core.aggregator import Aggregator, MeanAggregator
+from federation.core.model import Model
+from federation.core.trainer import Trainer
+from federation.core.types import ClientUpdate
+from federation.core.weights import Weights
+from federation.data.sampling import cohort_size_of, draw_cohort
+from federation.errors import RoundError
+from federation.infra.checkpoint import Snapshot
+from federation.infra.recorder import Recorder
+from federation.infra.timer import Timer
+from federation.node.server import Fitted, Plan, ServerNode, check_problems
+
+
+class DefaultTrainer(Trainer):
+    """Trains `model` for `config.max_rounds` rounds.
+
+    A round is a transaction: `weights`, `round` and the aggregator's state change together, in `commit`, or not at
+    all. `fit_config` goes to every client's `fit`. `recorder` keeps metrics and checkpoints; without one nothing is
+    written.
+    """
+
+    def __init__(self, server: ServerNode, model: Model, aggregator: Aggregator,
+                 config: TrainerConfig | Mapping[str, Any] | None = None, *,
+                 fit_config: Mapping[str, Any] | None = None, seed: int = 0,
+                 reduction: Literal["exact", "float32", "float64"] = "exact",
+                 on_divergence: Literal["drop", "raise"] = "drop", recorder: Recorder | None = None) -> None:
+        super().__init__(server, model, aggregator, trainer_config(config))
+        self.weights = Weights.of(model.get_weights())
+        self.round = 0
+        self.seed = seed
+        self.reduction = reduction
+        self.on_divergence = on_divergence
+        self.recorder = recorder or Recorder()
+        self.timer = Timer()
+        self._fit_config = dict(fit_config or {})
+        self._spare = Weights.zeros(self.weights.layout)
+
+    async def run(self) -> None:
+        """All rounds that are left. Raises RoundError when too few clients succeed; the last commit stands then."""
+        await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
+        await self.broadcast_weights(self.weights)
+        for number in range(self.round + 1, self.config.max_rounds + 1):
+            with self.timer.phase("fit"):
+                plan = self.plan(number)
+                fitted = await self.server.fit(plan)
+                check_problems(fitted, self.config.min_clients, self.on_divergence)
+            with self.timer.phase("reduce"):
+                gathered = await self.gather(fitted)
+            with self.timer.phase("step"):
+                self.commit(number, gathered)
+            with self.timer.phase("broadcast"):
+                await self.broadcast_weights(self.weights)
+            with self.timer.phase("evaluate"):
+                metrics = await self.evaluate(plan)
+            row = self.row(fitted, metrics)
+            self.recorder.record(row)
+            with self.timer.phase("checkpoint"):
+                self.recorder.checkpoint(number, self.snapshot, last=number == self.config.max_rounds)
+        self.model.set_weights(self.weights)
+
+    def plan(self, number: int) -> Plan:
+        """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""
+        clients = self.server.clients
+        size = self.config.cohort_size or cohort_size_of(self.config.fraction or 1.0, len(clients))
+        cohort = [clients[index] for index in draw_cohort(self.seed, number, len(clients), size, clients.eligible())]
+        aggregator = self.aggregator
+        weighting = aggregator.weighting if isinstance(aggregator, MeanAggregator) else "samples"
+        return Plan(number, cohort, self._fit_config, aggregator.needs, weighting, self.reduction)
+
+    async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
+        """What the aggregator needs of the clients' updates: their mean, or every row."""
+        if fitted.plan.needs == "mean":
+            await self.server.mean(fitted, out=self._spare)
+            return self._spare
+        return await self.server.updates(fitted)
+
+    def commit(self, number: int, gathered: Weights | list[ClientUpdate]) -> None:
+        """Turn what was gathered into the new global weights. No await in here: a round commits whole or not at all."""
+        if isinstance(gathered, Weights):
+            assert isinstance(self.aggregator, MeanAggregator)
+            self.aggregator.step(self.weights, gathered)
+        else:
+            self._spare.copy_from(self.aggregator.aggregate(gathered, self.weights.read_only()), who="the aggregator")
+            if not self._spare.all_finite():
+                raise RoundError(f"round {number}: {type(self.aggregator).__name__}.aggregate returned NaN or infinity; "
+                                 "the global weights stay as they were")
+        self.weights, self._spare = self._spare, self.weights
+        self.round = number
+
+    async def evaluate(self, plan: Plan) -> dict[str, float]:
+        """Metrics of the new weights, if this round is due: of the server's test set, and of the cohort's own data."""
+        where, every = self.config.evaluate, self.config.eval_every
+        last = plan.round == self.config.max_rounds
+        if where == "none" or not (last or (every and plan.round % every == 0)):
+            return {}
+        data = self.server.host.data
+        shards = data.num_test_shards if data is not None and where in ("server", "both") else 0
+        clients = plan.cohort if where in ("clients", "both") else ()
+        over_shards, over_clients, _ = await self.server.evaluate(plan.round, shards, clients)
+        return over_shards.means() | {f"client_{key}": value for key, value in over_clients.means().items()}
+
+    def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
+        """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights."""
+        nbytes = self.weights.layout.nbytes_unpadded
+        training = {key if key.startswith("train_") else f"train_{key}": value
+                    for key, value in fitted.metrics.means().items()}
+        failures = {problem.client_id: f"{problem.kind}: {problem.reason}" for problem in fitted.problems}
+        return {"round": self.round, "cohort_size": len(fitted.plan.cohort), "clients_failed": len(failures),
+                **({"failures": failures} if failures else {}), "num_samples": fitted.num_samples, **training, **metrics,
+                "seconds": self.timer.take(fitted.seconds), "bytes_down": nbytes * len(fitted.plan.cohort),
+                "bytes_up": nbytes * len(fitted.outcomes)}
+
+    def snapshot(self) -> Snapshot:
+        """All that the next round depends on, as of the last commit. Weights and state are live: copy to keep."""
+        return Snapshot(round=self.round, weights=self.weights, server=self.aggregator.state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on after the round of `snapshot`; UpdateError when its weights do not fit this model."""
+        self.weights.copy_from(snapshot.weights, who="the checkpoint")
+        self.aggregator.load(snapshot.server)
+        self.round = snapshot.round

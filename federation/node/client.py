@@ -1,0 +1,185 @@
+"""A rank that hosts clients: it does what the server asks, until the server says that the run is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import node_comm
+import numpy as np
+from node_comm import CommError, Transport
+from node_comm.message import Failure
+from node_comm.node import Incoming, Node
+
+from federation.core.learner import Learner
+from federation.core.types import TrainResult
+from federation.core.weights import Layout
+from federation.errors import ClientError, FederationError
+from federation.node.compute import compute
+from federation.node.host import ClientHost
+from federation.node.protocol import (
+    MESSAGES,
+    Call,
+    ClientRecord,
+    Collect,
+    Evaluate,
+    FetchUpdate,
+    Fit,
+    Hello,
+    Leave,
+    Problem,
+    Result,
+    Shutdown,
+    Update,
+    WeightsFollow,
+)
+
+logger = logging.getLogger(__name__)
+
+SERVER = 0  #: the server's rank, in every world
+HEARTBEAT = 5.0  #: seconds between signs of life
+
+
+class ClientNode:
+    """A node with one or many clients.
+
+    In a program of one's own: `bind` a learner (its `data` bound or not), `start`, `connect_and_register`. The engine
+    gives a `transport` that is already connected and a `host` for clients of the shared partition, and calls `serve`.
+
+    `config`: `node_id` (the client's name), `transport: {mode: memory|mpi}`.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
+                 host: ClientHost | None = None, setup: Mapping[str, str] | None = None) -> None:
+        config = dict(config or {})
+        self.node_id = str(config.pop("node_id", "client"))
+        self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
+        if config:
+            raise FederationError(f"ClientNode: unknown settings {sorted(config)}; known: node_id, transport")
+        self.host = host or ClientHost()
+        self._setup = dict(setup or {})
+        self._transport = transport
+        self._node: Node | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def bind(self, learner: Learner, client_id: str | None = None) -> None:
+        """Let `learner` be the client `client_id` (by default this node's name), with the data that it holds."""
+        name = client_id or self.node_id
+        if name in self.host.own:
+            raise FederationError(f"{self.node_id} already has a client {name!r}: pass another client_id")
+        self.host.own[name] = learner
+
+    async def start(self) -> None:
+        """Nothing is waited for yet; there so that every node starts alike."""
+
+    async def connect_and_register(self, server_id: str = "server") -> None:
+        """Join the world of `server_id`, introduce the clients, and serve in the background until `stop`."""
+        if self._transport is None:
+            self._transport = node_comm.connect(self._mode, name=server_id)
+        await self._register(server_id)
+        self._serving = asyncio.create_task(self._serve(), name=f"{self.node_id} serving")
+
+    async def serve(self) -> None:
+        """Register and serve until the server ends the run; what the engine's ranks do."""
+        await self.connect_and_register()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Wait until the server ends the run; raises what ended this node, if something did."""
+        if self._serving is not None:
+            await self._serving
+
+    async def stop(self) -> None:
+        """Leave the run. Raises what ended this node, if something did."""
+        if self._node is None or self._serving is None:
+            return
+        node, serving, self._node, self._serving = self._node, self._serving, None, None
+        self.host.stopping.set()
+        if serving.done():
+            await node.stop()
+            serving.result()
+            return
+        try:
+            await node.send(SERVER, Leave())
+        except CommError:
+            logger.debug("%s leaves a server that is gone", self.node_id)
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await node.stop()
+
+    async def _register(self, server_id: str) -> None:
+        assert self._transport is not None
+        self._node = Node(self._transport, MESSAGES, heartbeat=HEARTBEAT, beat_to=[SERVER])
+        await self._node.start()
+        records = [ClientRecord(name, _samples(learner)) for name, learner in self.host.own.items()]
+        await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, hosts_any=self.host.hosts_any,
+                                               setup=self._setup))
+        logger.debug("%s is registered at %s", self.node_id, server_id)
+
+    async def _serve(self) -> None:
+        """The rank's loop: one order after the other. An error is told to the server, then raised here."""
+        assert self._node is not None
+        while True:
+            incoming = await self._node.recv()
+            try:
+                if not await self._obey(incoming):
+                    return
+            except Exception as error:
+                failure = Failure(reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+                await self._node.send(SERVER, failure)
+                raise
+
+    async def _obey(self, incoming: Incoming) -> bool:
+        node, host = self._node, self.host
+        assert node is not None
+        match incoming.message:
+            case WeightsFollow(layout=layout):
+                weights = host.expect(Layout.from_dict(layout))
+                await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
+            case Fit() as order:
+                await node.reply(incoming, await compute(host.fit, order))
+            case Collect(limbs=limbs):
+                host.sum.ensure_limbs(limbs)
+                for limb in host.sum.limbs:
+                    await node.attend(node.transport.reduce(limb, root=SERVER))
+            case FetchUpdate(client_id=client_id):
+                weights, metrics = host.row(client_id)
+                await node.reply(incoming, Update(metrics=plain(metrics)), weights.buffer)
+            case Evaluate() as order:
+                await node.reply(incoming, await compute(host.evaluate, order))
+            case Call(client_id=client_id, method=method, config=config, round=round):
+                await self._call(incoming, client_id, method, config, round)
+            case Shutdown(reason=reason):
+                logger.debug("%s ends: %s", self.node_id, reason)
+                await node.reply(incoming, Leave())
+                return False
+            case other:
+                raise CommError(f"{type(other).__name__} is not for a client's rank")
+        return True
+
+    async def _call(self, incoming: Incoming, client_id: str, method: str, config: Mapping[str, Any],
+                    round: int) -> None:
+        assert self._node is not None
+        try:
+            result = await compute(self.host.call, client_id, method, config, round)
+        except ClientError as error:
+            problem = Problem(client_id, "failed", str(error.__cause__), error.traceback)
+            await self._node.reply(incoming, Result(problem=problem))
+            return
+        buffer = result.weights.buffer if isinstance(result, TrainResult) else None  # type: ignore[union-attr]
+        await self._node.reply(incoming, Result(num_samples=int(result.num_samples), metrics=plain(result.metrics)),
+                               buffer)
+
+
+def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics with NumPy scalars turned into Python's, as messages carry them."""
+    return {str(key): value.item() if isinstance(value, np.generic) else value for key, value in metrics.items()}
+
+
+def _samples(learner: Learner) -> int:
+    """How many samples a client of its own says it has; 1 where its data cannot tell (it trains all the same)."""
+    count = getattr(learner.data, "get_num_samples", None)
+    return 1 if count is None else int(count())

@@ -1,0 +1,26 @@
+"""The one thread of a process that trains, so that its event loop stays free to answer.
+
+One thread, because libraries keep state for each process (torch's generator, for one): whoever trains has it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@functools.cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
+
+
+async def compute(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `function` on the process's computing thread and wait for it without blocking the event loop."""
+    call = functools.partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_thread(), call)

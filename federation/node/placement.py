@@ -1,0 +1,60 @@
+"""Which rank trains which client of a cohort. Placement never changes results, only how long a round takes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+Policy = Literal["balanced", "last_rank"]
+
+
+class Costs:
+    """What a client's training costs, in seconds: measured where it was, else from its number of samples."""
+
+    def __init__(self) -> None:
+        self._measured: dict[str, float] = {}
+        self._seconds = 0.0
+        self._samples = 0
+
+    def observe(self, client_id: str, num_samples: int, seconds: float) -> None:
+        """Remember how long `client_id` took, halving the weight of what was known before."""
+        known = self._measured.get(client_id, seconds)
+        self._measured[client_id] = 0.5 * (known + seconds)
+        self._seconds += seconds
+        self._samples += num_samples
+
+    def of(self, client_id: str, num_samples: int) -> float:
+        """The expected seconds of `client_id`; before anything was measured, its samples."""
+        if client_id in self._measured:
+            return self._measured[client_id]
+        return num_samples * (self._seconds / self._samples if self._samples else 1.0)
+
+
+def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[int],
+          policy: Policy = "balanced") -> dict[int, list[str]]:
+    """Share the clients of `costs` among `ranks`: longest first, each onto the least loaded rank (Graham 1969).
+
+    A client in `homes` goes to its own rank whatever the load. Every rank has an entry, empty where it idles.
+    The policy `last_rank` is the worst case, for tests: all clients on the last rank, shortest first.
+    """
+    shares: dict[int, list[str]] = {rank: [] for rank in ranks}
+    load = dict.fromkeys(ranks, 0.0)
+    free = []
+    for client_id, cost in costs.items():
+        if client_id in homes:
+            shares[homes[client_id]].append(client_id)
+            load[homes[client_id]] += cost
+        else:
+            free.append(client_id)
+    free.sort(key=lambda client_id: (-costs[client_id], client_id))
+    if policy == "last_rank":
+        shares[ranks[-1]].extend(reversed(free))
+        return shares
+    heap = [(seconds, rank) for rank, seconds in load.items()]
+    heapq.heapify(heap)
+    for client_id in free:
+        seconds, rank = heap[0]
+        shares[rank].append(client_id)
+        heapq.heapreplace(heap, (seconds + costs[client_id], rank))
+    return shares

@@ -1,0 +1,161 @@
+"""What the server's rank and the other ranks say to each other.
+
+A round, seen from a rank: `WeightsFollow` and a broadcast; `Fit`, answered with a `FitReport`; `Collect` and one
+reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted); `Evaluate`, answered
+with an `EvaluateReport`. `Call` runs one client's learner for a trainer of the user's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from node_comm.message import Message
+
+
+class ClientRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A client that lives on the rank that says so."""
+
+    client_id: str
+    num_samples: int
+
+
+class Hello(Message, frozen=True):
+    """A rank introduces itself: its own clients, and whether it also hosts clients of the shared partition.
+
+    `setup` names what must agree between ranks (configuration digest, library versions).
+    """
+
+    node_id: str
+    clients: list[ClientRecord]
+    hosts_any: bool
+    setup: dict[str, str]
+
+
+class Welcome(Message, frozen=True):
+    """The server has registered the rank."""
+
+    server_id: str
+
+
+class Leave(Message, frozen=True):
+    """A rank's clients leave the run."""
+
+
+class WeightsFollow(Message, frozen=True):
+    """A broadcast of the global weights comes next; `layout` is `Layout.to_dict`."""
+
+    version: int
+    layout: dict[str, Any]
+
+
+class Fit(Message, frozen=True):
+    """Train these clients, in this order, from the weights of the last broadcast.
+
+    `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum.
+    """
+
+    round: int
+    clients: list[str]
+    config: dict[str, Any]
+    needs: Literal["mean", "rows"]
+    weighting: Literal["samples", "uniform"]
+    reduction: Literal["exact", "float32", "float64"]
+    total_samples: int
+    cohort_size: int
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """A client that has contributed."""
+
+    client_id: str
+    num_samples: int
+    seconds: float
+
+
+class Problem(msgspec.Struct, frozen=True, array_like=True):
+    """A client that has not: its code raised, or its update is not finite."""
+
+    client_id: str
+    kind: Literal["failed", "diverged"]
+    reason: str
+    details: str
+
+
+class FitReport(Message, frozen=True):
+    """What a rank's share of a round came to.
+
+    `metrics` is `MetricSum.to_dict`; `limbs` the number of words in the widest sum; `refused` names an update that
+    does not fit the model, which ends the run.
+    """
+
+    outcomes: list[Outcome]
+    problems: list[Problem]
+    metrics: dict[str, Any]
+    limbs: int
+    seconds: float
+    refused: str = ""
+
+
+class Collect(Message, frozen=True):
+    """Enter one reduction for each of `limbs` words of the sum."""
+
+    round: int
+    limbs: int
+
+
+class FetchUpdate(Message, frozen=True):
+    """Send the update of one client of this round."""
+
+    round: int
+    client_id: str
+
+
+class Update(Message, frozen=True):
+    """The update asked for; the weights travel beside it."""
+
+    metrics: dict[str, Any]
+
+
+class Evaluate(Message, frozen=True):
+    """Evaluate the weights of the last broadcast on these shards of the test set and on these clients' data."""
+
+    round: int
+    shards: list[int]
+    clients: list[str]
+
+
+class EvaluateReport(Message, frozen=True):
+    """Exact sums of the metrics (`MetricSum.to_dict`): over the shards, and over the clients."""
+
+    shards: dict[str, Any]
+    clients: dict[str, Any]
+    problems: list[Problem]
+    seconds: float
+
+
+class Call(Message, frozen=True):
+    """Call `method` of one client's learner, from the weights of the last broadcast."""
+
+    client_id: str
+    method: Literal["fit", "evaluate"]
+    config: dict[str, Any]
+    round: int
+
+
+class Result(Message, frozen=True):
+    """What the call returned; the weights of a fit travel beside it. `problem` where the client's code raised."""
+
+    num_samples: int = 0
+    metrics: dict[str, Any] = {}
+    problem: Problem | None = None
+
+
+class Shutdown(Message, frozen=True):
+    """The run is over; the rank answers with `Leave` and ends."""
+
+    reason: str
+
+
+MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchUpdate, Update, Evaluate,
+            EvaluateReport, Call, Result, Shutdown)

@@ -1,0 +1,451 @@
+"""Rank 0: knows who takes part, gives orders to the ranks, and brings their answers together.
+
+It knows nothing of rounds as a whole; a trainer puts these verbs in order:
+
+    await server.broadcast_weights(weights)        one broadcast
+    fitted = await server.fit(plan)                one order to each rank, one report back
+    mean = await server.mean(fitted)               one reduction    (or: updates = await server.updates(fitted))
+    await server.evaluate(round, ...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import msgspec
+import node_comm
+from node_comm import CommError, Transport
+from node_comm.message import Failure, Message
+from node_comm.node import Incoming, Node, RemoteFailure
+
+from federation.core.metrics import MetricSum
+from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
+from federation.core.weights import Layout, Weights
+from federation.errors import ClientError, Diverged, FederationError, RoundError, UpdateError
+from federation.node.compute import compute
+from federation.node.host import ClientHost
+from federation.node.placement import Costs, Policy, place
+from federation.node.protocol import (
+    MESSAGES,
+    Call,
+    Collect,
+    Evaluate,
+    EvaluateReport,
+    FetchUpdate,
+    Fit,
+    FitReport,
+    Hello,
+    Leave,
+    Outcome,
+    Problem,
+    Result,
+    Shutdown,
+    Update,
+    WeightsFollow,
+    Welcome,
+)
+from federation.node.proxy import ClientProxy, ClientTable
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
+FAREWELL = 5.0  #: seconds that a rank is given to end
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round is to do: who trains, with which settings, and what is to be brought together."""
+
+    round: int
+    cohort: Sequence[ClientProxy]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    needs: Literal["mean", "rows"] = "mean"
+    weighting: Literal["samples", "uniform"] = "samples"
+    reduction: Literal["exact", "float32", "float64"] = "exact"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a plan: outcomes in the order of the cohort, problems, exact metrics, seconds by rank."""
+
+    plan: Plan
+    outcomes: Sequence[Outcome]
+    problems: Sequence[Problem]
+    metrics: MetricSum
+    ranks: Mapping[str, int]
+    limbs: int
+    seconds: Mapping[int, float]
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that the contributing clients trained on."""
+        return sum(outcome.num_samples for outcome in self.outcomes)
+
+
+class ServerNode:
+    """The server's node, always rank 0.
+
+    In a program of one's own: `config` is `node_id` and `transport: {mode: memory|mpi}`; `start` opens the world.
+    The engine gives a connected `transport`, a `host` (its data say who is in the shared partition), whether this
+    rank `hosts_clients` itself (None: only where there is no other rank), and `setup`, which every rank's must equal.
+    """
+
+    def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
+                 host: ClientHost | None = None, hosts_clients: bool | None = None, setup: Mapping[str, str] | None = None,
+                 placement: Policy = "balanced", round_timeout: float | None = None) -> None:
+        config = dict(config or {})
+        self.node_id = str(config.pop("node_id", "server"))
+        self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
+        if config:
+            raise FederationError(f"ServerNode: unknown settings {sorted(config)}; known: node_id, transport")
+        self.host = host or ClientHost()
+        self.clients = ClientTable(self.host.data.sizes if self.host.data is not None else None)
+        self.round_timeout = round_timeout
+        self._hosts_clients = hosts_clients
+        self._setup = dict(setup or {})
+        self._placement = placement
+        self._transport = transport
+        self._node: Node | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._ranks: dict[int, bool] = {}  # registered rank -> whether clients of the partition can be placed there
+        self._changed = asyncio.Event()
+        self._costs = Costs()
+        self._version = 0
+        self._round = 0
+
+    @property
+    def node(self) -> Node:
+        """The node below; raises before `start`."""
+        if self._node is None:
+            raise FederationError("the server is not running: call start() first")
+        return self._node
+
+    async def start(self) -> None:
+        """Open the world (or take the transport given) and register who says hello."""
+        if self._transport is None:
+            self._transport = node_comm.connect(self._mode, name=self.node_id, serve=True)
+        self._node = Node(self._transport, MESSAGES)
+        await self._node.start()
+        self._listening = asyncio.create_task(self._listen(self._node), name=f"{self.node_id} listening")
+
+    async def stop(self, reason: str = "the run is over") -> None:
+        """Tell every rank that the run is over, wait for them a little, and close."""
+        if self._node is None or self._listening is None:
+            return
+        node, listening, self._node, self._listening = self._node, self._listening, None, None
+        farewells = [node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self._ranks]
+        for rank, answer in zip(self._ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
+            if isinstance(answer, CommError):
+                logger.debug("rank %d did not take its leave: %s", rank, answer)
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+        await node.stop()
+
+    # -- what a trainer uses -------------------------------------------------------------------------------------
+
+    async def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
+        """Wait until every rank has registered and at least `count` clients are known.
+
+        Says every 30 s what is missing; RoundError after `timeout` seconds (None: wait for ever).
+        """
+        began = time.monotonic()
+        while not self._complete(count):
+            self._changed.clear()
+            left = PATIENCE if timeout is None else min(PATIENCE, began + timeout - time.monotonic())
+            state = f"{len(self.clients)} of {count} clients, ranks missing: {self._missing_ranks() or 'none'}"
+            if left <= 0:
+                raise RoundError(f"not enough clients after {timeout:g} s: {state}")
+            try:
+                async with asyncio.timeout(left):
+                    await self.node.attend(self._wait_for_change())
+            except TimeoutError:
+                logger.info("waiting for clients: %s", state)
+        idle = len(self._hosting_ranks()) - len(self.clients)
+        if idle > 0:
+            logger.info("%d ranks have no client to train: %d clients on %d ranks", idle, len(self.clients),
+                        len(self._hosting_ranks()))
+
+    def get_connected_clients(self) -> list[ClientProxy]:
+        """All clients, in the table's order."""
+        return [self.clients[index] for index in range(len(self.clients))]
+
+    async def broadcast_weights(self, weights: WeightsLike) -> None:
+        """Give `weights` to every rank, in one broadcast: what clients start from until the next one.
+
+        `weights` are borrowed when they are a Weights: this rank's own clients read them where they are, so they
+        must not change before the next broadcast.
+        """
+        if not isinstance(weights, Weights):
+            weights = Weights.of(weights)
+        self._version += 1
+        self.host.weights = weights
+        if self._ranks:
+            notice = WeightsFollow(version=self._version, layout=weights.layout.to_dict())
+            async with asyncio.timeout(self.round_timeout):
+                await self._tell(lambda rank: notice)
+                await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
+
+    async def fit(self, plan: Plan) -> Fitted:
+        """Have the cohort trained where it is placed; returns when every rank has reported.
+
+        Client failures are in the result. Raises UpdateError for an update that does not fit the model, RoundError
+        when ranks take longer than `round_timeout`, RemoteFailure when a rank raised.
+        """
+        self._round = plan.round
+        order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
+                    reduction=plan.reduction, cohort_size=len(plan.cohort),
+                    total_samples=max(1, sum(client.num_samples for client in plan.cohort)))
+        costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in plan.cohort}
+        homes = {client.client_id: client.rank for client in plan.cohort if client.rank is not None}
+        shares = place(costs, homes, self._hosting_ranks(), self._placement)
+        reports: dict[int, FitReport] = await self._everyone(
+            FitReport, lambda rank: _with_clients(order, shares.get(rank, [])),
+            lambda share: compute(self.host.fit, _with_clients(order, share)), shares.get(0, []), plan.round)
+        return self._fitted(plan, shares, reports)
+
+    async def mean(self, fitted: Fitted, out: Weights) -> None:
+        """Bring the ranks' sums together, in one reduction, and write their weighted mean into `out`.
+
+        RoundError when the samples of all clients add up to zero.
+        """
+        total = self.host.sum
+        total.ensure_limbs(fitted.limbs)
+        async with asyncio.timeout(self.round_timeout):
+            collect = Collect(round=fitted.plan.round, limbs=fitted.limbs)
+            await self._tell(lambda rank: collect)
+            if self._ranks:
+                for limb in total.limbs:
+                    await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
+        total.num_samples = fitted.num_samples if fitted.plan.weighting == "samples" else len(fitted.outcomes)
+        if total.num_samples == 0:
+            raise no_samples(fitted)
+        await compute(total.mean_into, out)
+
+    async def updates(self, fitted: Fitted) -> list[ClientUpdate]:
+        """Bring the rows to this rank, one at a time, in the order of the cohort; they are the caller's."""
+        layout = self._layout()
+        updates = []
+        for outcome in fitted.outcomes:
+            rank = fitted.ranks[outcome.client_id]
+            if rank == 0:
+                weights, metrics = self.host.row(outcome.client_id)
+            else:
+                weights = Weights.zeros(layout)
+                fetch = FetchUpdate(round=fitted.plan.round, client_id=outcome.client_id)
+                answer, _ = await self.node.request(rank, fetch, into=weights.buffer, timeout=self.round_timeout)
+                metrics = _expect(answer, Update).metrics
+            updates.append(ClientUpdate(outcome.client_id, weights, outcome.num_samples, metrics))
+        return updates
+
+    async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = (),
+                       ) -> tuple[MetricSum, MetricSum, Mapping[int, float]]:
+        """Evaluate the last broadcast: `num_shards` shards of the test set and these clients, shared among ranks.
+
+        Returns exact sums over the shards and over the clients, and seconds by rank.
+        """
+        ranks = self._hosting_ranks()
+        shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
+                                        for first, rank in enumerate(ranks)}
+        costs = {client.client_id: float(client.num_samples) for client in clients}
+        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
+        own = place(costs, homes, ranks, self._placement)
+
+        def order(rank: int) -> Evaluate:
+            return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []))
+
+        reports: dict[int, EvaluateReport] = await self._everyone(
+            EvaluateReport, order, lambda _: compute(self.host.evaluate, order(0)), own.get(0, []), round)
+        over_shards, over_clients = MetricSum(), MetricSum()
+        for report in reports.values():
+            over_shards.merge(MetricSum.from_dict(report.shards))
+            over_clients.merge(MetricSum.from_dict(report.clients))
+            for problem in report.problems:
+                logger.warning("%s failed to evaluate in round %d:\n%s", problem.client_id, round, problem.details)
+        return over_shards, over_clients, {rank: report.seconds for rank, report in reports.items()}
+
+    async def collect_results(self, clients: Sequence[ClientProxy], method: str,
+                              config: Mapping[str, Any] | None = None) -> list[TrainResult | EvalResult]:
+        """Call `method` of each client's learner; see Trainer.collect_results. Ranks work side by side."""
+        if method not in ("fit", "evaluate"):
+            raise ValueError(f"collect_results: no method {method!r}; clients answer to 'fit' and 'evaluate'")
+        if method == "fit":
+            self._round += 1
+        costs = {client.client_id: float(client.num_samples) for client in clients}
+        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
+        shares = place(costs, homes, self._hosting_ranks(), self._placement)
+        results: dict[str, TrainResult | EvalResult] = {}
+
+        async def ask(rank: int, share: list[str]) -> None:
+            for client_id in share:
+                call = Call(client_id=client_id, method=method, config=dict(config or {}),  # type: ignore[arg-type]
+                            round=self._round)
+                results[client_id] = await self._call(rank, call)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for rank, share in shares.items():
+                    group.create_task(ask(rank, share))
+        except* FederationError as errors:
+            raise errors.exceptions[0] from errors
+        except* CommError as errors:
+            raise errors.exceptions[0] from errors
+        return [results[client.client_id] for client in clients]
+
+    # -- how it is done ------------------------------------------------------------------------------------------
+
+    async def _call(self, rank: int, call: Call) -> TrainResult | EvalResult:
+        if rank == 0:
+            return await compute(self.host.call, call.client_id, call.method, call.config, call.round)
+        weights = Weights.zeros(self._layout()) if call.method == "fit" else None
+        into = None if weights is None else weights.buffer
+        answer, _ = await self.node.request(rank, call, into=into, timeout=self.round_timeout)
+        result = _expect(answer, Result)
+        if result.problem is not None:
+            raise ClientError(call.client_id, result.problem.details)
+        if weights is None:
+            return EvalResult(result.num_samples, result.metrics)
+        return TrainResult(weights, result.num_samples, result.metrics)
+
+    async def _everyone(self, reply: type[R], order: Callable[[int], Message],
+                        here: Callable[[list[str]], Awaitable[R]], share: list[str], round: int) -> dict[int, R]:
+        """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank."""
+        reports: dict[int, R] = {}
+
+        async def ask(rank: int) -> None:
+            answer, _ = await self.node.request(rank, order(rank))
+            reports[rank] = _expect(answer, reply)
+
+        async def work() -> None:
+            reports[0] = await here(share)
+
+        try:
+            async with asyncio.timeout(self.round_timeout), asyncio.TaskGroup() as group:
+                for rank in self._ranks:
+                    group.create_task(ask(rank))
+                group.create_task(work())
+        except TimeoutError:
+            silent = [f"rank {rank} (last heard from {self.node.silence(rank):.0f} s ago)"
+                      for rank in (*self._ranks, 0) if rank not in reports]
+            raise RoundError(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
+                             f"{', '.join(silent)}") from None
+        except BaseExceptionGroup as group_error:
+            raise group_error.exceptions[0] from None
+        return dict(sorted(reports.items()))
+
+    async def _tell(self, message: Callable[[int], Message]) -> None:
+        await asyncio.gather(*(self.node.send(rank, message(rank)) for rank in self._ranks))
+
+    def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
+        for report in reports.values():
+            if report.refused:
+                raise UpdateError(f"round {plan.round}: {report.refused}")
+        outcomes = {outcome.client_id: outcome for report in reports.values() for outcome in report.outcomes}
+        problems = {problem.client_id: problem for report in reports.values() for problem in report.problems}
+        metrics = MetricSum()
+        for report in reports.values():
+            metrics.merge(MetricSum.from_dict(report.metrics))
+        for outcome in outcomes.values():
+            self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
+        names = [client.client_id for client in plan.cohort]
+        return Fitted(plan=plan, outcomes=[outcomes[name] for name in names if name in outcomes],
+                      problems=[problems[name] for name in names if name in problems], metrics=metrics,
+                      ranks={name: rank for rank, share in shares.items() for name in share},
+                      limbs=max(report.limbs for report in reports.values()),
+                      seconds={rank: report.seconds for rank, report in reports.items()})
+
+    async def _listen(self, node: Node) -> None:
+        """Register ranks as they come; a rank's last word ends the server."""
+        try:
+            while True:
+                incoming = await node.recv()
+                match incoming.message:
+                    case Hello() as hello:
+                        await self._register(node, incoming, hello)
+                    case Leave():
+                        self._ranks.pop(incoming.source, None)
+                        self.clients.remove_rank(incoming.source)
+                    case Failure(reason=reason, traceback=traceback):
+                        raise RemoteFailure(f"rank {incoming.source}: {reason}\n{traceback}")
+                    case other:
+                        raise CommError(f"rank {incoming.source} sent {type(other).__name__}, which is not for the server")
+        except Exception as error:
+            node.fail(error)
+
+    async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
+        differing = [f"{key}: {self._setup.get(key)!r} here, {value!r} there"
+                     for key, value in hello.setup.items() if self._setup.get(key) != value]
+        try:
+            if differing:
+                raise FederationError(f"rank {incoming.source} ({hello.node_id}) differs from the server in "
+                                      f"{'; '.join(differing)}: start every rank from the same installation and file")
+            for record in hello.clients:
+                self.clients.add(ClientProxy(record.client_id, record.num_samples, incoming.source))
+        except FederationError as error:
+            await node.reply(incoming, Failure(reason=str(error)))
+            raise
+        self._ranks[incoming.source] = hello.hosts_any
+        self._ranks = dict(sorted(self._ranks.items()))
+        await node.reply(incoming, Welcome(server_id=self.node_id))
+        self._changed.set()
+
+    async def _wait_for_change(self) -> None:
+        await self._changed.wait()
+
+    def _missing_ranks(self) -> list[int]:
+        return [rank for rank in range(1, self.node.transport.size) if rank not in self._ranks]
+
+    def _complete(self, count: int) -> bool:
+        return not self._missing_ranks() and len(self.clients) >= count
+
+    def _hosting_ranks(self) -> list[int]:
+        """Ranks that clients can be placed on; rank 0 only where asked for, or where there is no other."""
+        others = list(self._ranks)
+        here = self._hosts_clients if self._hosts_clients is not None else not others
+        return [0, *others] if here or not others else others
+
+    def _layout(self) -> Layout:
+        if self.host.weights is None:
+            raise FederationError("no weights yet: broadcast_weights comes before fit and evaluate")
+        return self.host.weights.layout
+
+
+def no_samples(fitted: Fitted) -> RoundError:
+    """The error for a round whose clients have no samples at all."""
+    names = ", ".join(outcome.client_id for outcome in fitted.outcomes)
+    return RoundError(f"round {fitted.plan.round}: the samples of all clients ({names}) add up to 0, so there is no "
+                      f"mean; the global weights stay as they were")
+
+
+def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["drop", "raise"]) -> None:
+    """Warn about each client that contributed nothing, and raise when too few did.
+
+    Raises Diverged for a diverged client under `on_divergence="raise"`, RoundError with fewer than `min_clients`.
+    """
+    for problem in fitted.problems:
+        logger.warning("round %d: %s %s and contributes nothing: %s", fitted.plan.round, problem.client_id, problem.kind,
+                       problem.details)
+        if problem.kind == "diverged" and on_divergence == "raise":
+            raise Diverged(problem.client_id, problem.reason)
+    if len(fitted.outcomes) < min_clients:
+        raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "
+                         f"succeeded; min_clients={min_clients}. Failed: "
+                         f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}")
+
+
+def _with_clients(order: Fit, share: Sequence[str]) -> Fit:
+    return msgspec.structs.replace(order, clients=list(share))
+
+
+def _expect(message: Message, wanted: type[R]) -> R:
+    if not isinstance(message, wanted):
+        raise CommError(f"a rank answered with {type(message).__name__}; wanted {wanted.__name__}")
+    return message
+
+
+__all__ = ["Fitted", "Plan", "ServerNode", "check_problems"]

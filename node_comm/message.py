@@ -1,0 +1,69 @@
+"""Typed messages: tagged msgspec structs, in a small envelope that pairs requests with replies."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from node_comm.errors import CommError
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Base of every message. Subclass it with typed fields; the class name is the tag on the wire."""
+
+
+class Heartbeat(Message, frozen=True):
+    """Says that its sender is alive, whatever it is computing."""
+
+
+class Failure(Message, frozen=True):
+    """The reply to a request whose handling raised, or the last word of a node that fails."""
+
+    reason: str
+    traceback: str = ""
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """`request` numbers a message that wants a reply; `reply` is the number that this one answers; 0 for none."""
+
+    request: int
+    reply: int
+    body: msgspec.Raw
+
+
+class Codec:
+    """Encodes and decodes a closed set of message types; anything else is refused."""
+
+    def __init__(self, messages: Sequence[type[Message]]) -> None:
+        self.types = (Heartbeat, Failure, *messages)
+        union: Any = functools.reduce(operator.or_, self.types)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._envelope = msgspec.msgpack.Decoder(Envelope)
+        self._body = msgspec.msgpack.Decoder(union)
+
+    def encode(self, message: Message, request: int = 0, reply: int = 0) -> bytes:
+        """The header bytes of `message`."""
+        if not isinstance(message, self.types):
+            raise CommError(f"{type(message).__name__} is not a message of this node: "
+                            f"{', '.join(kind.__name__ for kind in self.types)}")
+        body = msgspec.Raw(self._encoder.encode(message))
+        return self._encoder.encode(Envelope(request, reply, body))
+
+    def open(self, header: bytes) -> Envelope:
+        """The envelope of a header that arrived; CommError for anything malformed."""
+        try:
+            return self._envelope.decode(header)
+        except msgspec.MsgspecError as error:
+            raise CommError(f"malformed message: {error}") from error
+
+    def body(self, envelope: Envelope) -> Message:
+        """The message in `envelope`; CommError for an unknown type or a wrong field."""
+        try:
+            message: Message = self._body.decode(envelope.body)
+        except msgspec.MsgspecError as error:
+            raise CommError(f"malformed message: {error}") from error
+        return message

@@ -1,0 +1,197 @@
+"""A node: one rank's conversation with the others, over any transport.
+
+A node reads its transport all the time. Replies go to whoever asked; everything else waits in `recv`. It tells the
+others that it is alive, and remembers when it last heard from whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from node_comm.arrays import Description
+from node_comm.errors import CommError, Disconnected, Timeout
+from node_comm.message import Codec, Failure, Heartbeat, Message
+from node_comm.transport import Into, Received, Transport
+
+
+class Incoming(NamedTuple):
+    """A message that arrived; answer it with `Node.reply` if `request` is not 0."""
+
+    source: int
+    message: Message
+    buffer: np.ndarray | None
+    request: int
+
+
+class RemoteFailure(CommError):
+    """The peer raised while it handled a request; the message holds its reason and traceback."""
+
+
+class _Pending(NamedTuple):
+    dest: int
+    future: asyncio.Future[tuple[Message, np.ndarray | None]]
+    into: np.ndarray | None
+
+
+class Node:
+    """Messages of the types `messages` over `transport`, which the node owns and closes.
+
+    With `heartbeat` seconds, `beat_to` ranks are told that this node lives, also while it computes elsewhere.
+    """
+
+    def __init__(self, transport: Transport, messages: Sequence[type[Message]], *, heartbeat: float | None = None,
+                 beat_to: Sequence[int] = ()) -> None:
+        self.transport = transport
+        self.last_heard: dict[int, float] = {}
+        self._codec = Codec(messages)
+        self._heartbeat = heartbeat
+        self._beat_to = tuple(beat_to)
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._inbox: asyncio.Queue[Incoming] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to read the transport."""
+        self._tasks = [asyncio.create_task(self._guard(self._pump()), name=f"node {self.transport.rank} pump")]
+        if self._heartbeat is not None and self._beat_to:
+            self._tasks.append(asyncio.create_task(self._guard(self._beat()), name=f"node {self.transport.rank} beat"))
+
+    async def stop(self) -> None:
+        """Stop reading and close the transport; pending requests raise Disconnected."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self.fail(Disconnected("this node has been stopped"))
+        await self.transport.close()
+
+    async def send(self, dest: int, message: Message, buffer: np.ndarray | None = None) -> None:
+        """Send `message` to rank `dest`; no reply is expected. `buffer` is borrowed until this returns."""
+        await self.transport.send(dest, self._codec.encode(message), buffer)
+
+    async def request(self, dest: int, message: Message, buffer: np.ndarray | None = None, *,
+                      into: np.ndarray | None = None, timeout: float | None = None,
+                      ) -> tuple[Message, np.ndarray | None]:
+        """Send `message` and wait for its reply: (message, array or None).
+
+        The reply's array is written into `into`, or is a new one. Raises RemoteFailure when the peer raised,
+        Timeout after `timeout` seconds, and what ended this node, if something did.
+        """
+        self._check_alive()
+        number = next(self._numbers)
+        future: asyncio.Future[tuple[Message, np.ndarray | None]] = asyncio.get_running_loop().create_future()
+        self._pending[number] = _Pending(dest, future, into)
+        try:
+            async with asyncio.timeout(timeout):
+                await self.transport.send(dest, self._codec.encode(message, request=number), buffer)
+                return await future
+        except TimeoutError:
+            raise Timeout(f"rank {dest} did not answer {type(message).__name__} within {timeout:g} s") from None
+        finally:
+            del self._pending[number]
+
+    async def reply(self, incoming: Incoming, message: Message, buffer: np.ndarray | None = None) -> None:
+        """Answer `incoming`; does nothing for a message that wants no answer."""
+        if incoming.request:
+            await self.transport.send(incoming.source, self._codec.encode(message, reply=incoming.request), buffer)
+
+    async def recv(self) -> Incoming:
+        """The next message that is no reply. Raises what ended this node, once everything before it is taken."""
+        if self._inbox.empty():
+            self._check_alive()
+            waiting = asyncio.ensure_future(self._inbox.get())
+            ended = asyncio.ensure_future(self._ended.wait())
+            try:
+                await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    self._check_alive()
+                return waiting.result()
+            finally:
+                for task in (waiting, ended):
+                    if not task.done():
+                        task.cancel()
+        return self._inbox.get_nowait()
+
+    async def attend(self, collective: Awaitable[None]) -> None:
+        """Await a collective of the transport, but no longer than this node lives: its failure ends the wait too."""
+        moving = asyncio.ensure_future(collective)
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({moving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not moving.done():
+                self._check_alive()
+            await moving
+        finally:
+            ended.cancel()
+            if not moving.done():
+                moving.cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """End this node with `error`: every pending and later call raises it."""
+        if self._failure is None:
+            self._failure = error
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(self._failure)
+        self._ended.set()
+
+    def silence(self, rank: int) -> float:
+        """Seconds since `rank` was last heard from; infinity if it never was."""
+        heard = self.last_heard.get(rank)
+        return float("inf") if heard is None else time.monotonic() - heard
+
+    async def _pump(self) -> None:
+        while True:
+            self._take(await self.transport.recv(into=self._destination))
+
+    def _destination(self, header: bytes, description: Description) -> np.ndarray | None:
+        pending = self._pending.get(self._codec.open(header).reply)
+        return None if pending is None else pending.into
+
+    def _take(self, received: Received) -> None:
+        self.last_heard[received.source] = time.monotonic()
+        envelope = self._codec.open(received.header)
+        message = self._codec.body(envelope)
+        if isinstance(message, Heartbeat):
+            return
+        if not envelope.reply:
+            self._inbox.put_nowait(Incoming(received.source, message, received.buffer, envelope.request))
+            return
+        pending = self._pending.get(envelope.reply)
+        if pending is None or pending.dest != received.source or pending.future.done():
+            return  # the asker gave up (time-out, cancellation); a late reply is nobody's
+        if isinstance(message, Failure):
+            pending.future.set_exception(RemoteFailure(
+                f"rank {received.source}: {message.reason}" + (f"\n{message.traceback}" if message.traceback else "")))
+        else:
+            pending.future.set_result((message, received.buffer))
+
+    async def _beat(self) -> None:
+        assert self._heartbeat is not None
+        header = self._codec.encode(Heartbeat())
+        while True:
+            await asyncio.sleep(self._heartbeat)
+            for dest in self._beat_to:
+                await self.transport.send(dest, header)
+
+    async def _guard(self, work: Awaitable[None]) -> None:
+        """Run `work`; whatever ends it ends the node, and everyone who waits on it is told."""
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self.fail(error)
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise self._failure
