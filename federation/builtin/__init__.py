@@ -1,0 +1,41 @@
+"""The components that come with the package, by class; by name they are in `federation.builtin.table`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from federation.builtin.aggregators.fedavg import FedAvgAggregator
+    from federation.builtin.learners.default import DefaultLearner
+    from federation.builtin.learners.sklearn import SklearnLearner
+    from federation.builtin.models.cnn import CNNModel
+    from federation.builtin.models.linear import LinearModel
+    from federation.builtin.models.logistic import LogisticModel
+    from federation.builtin.models.mlp import MLPModel
+    from federation.builtin.models.torch_model import TorchModel
+    from federation.builtin.trainers.default import DefaultTrainer
+
+_HOMES = {
+    "CNNModel": "federation.builtin.models.cnn",
+    "DefaultLearner": "federation.builtin.learners.default",
+    "DefaultTrainer": "federation.builtin.trainers.default",
+    "FedAvgAggregator": "federation.builtin.aggregators.fedavg",
+    "LinearModel": "federation.builtin.models.linear",
+    "LogisticModel": "federation.builtin.models.logistic",
+    "MLPModel": "federation.builtin.models.mlp",
+    "SklearnLearner": "federation.builtin.learners.sklearn",
+    "TorchModel": "federation.builtin.models.torch_model",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

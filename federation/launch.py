@@ -1,0 +1,209 @@
+"""Start a run, in any mode: `python -m federation.launch`, or `federation.run(config)` from a program.
+
+Exit status: 0 done; 1 failed while running; 2 bad configuration or usage; 75 stopped by a signal after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any, NoReturn
+
+from node_comm import Transport, launchers
+
+from federation.command_line import Options, parse, resolve_options
+from federation.config import Config, load_config, load_config_from_dict
+from federation.errors import ConfigError
+from federation.infra.logger import configure, redact, register_secret
+from federation.infra.threads import apply_threads, available_cores, resolve_threads
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
+GRACE = 3.0  #: seconds that a rank leaves rank 0 to say what is wrong, before it says so itself
+
+
+def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
+    """Run `config` (a path, a mapping or a Config) to its end; the one synchronous door. Returns a RunResult.
+
+    Under `mpirun` every rank calls this. Raises ConfigError for a bad configuration, other FederationErrors and
+    CommErrors for a run that fails, `session.Stopped` after a signal.
+    """
+    if isinstance(config, Mapping):
+        config = load_config_from_dict(config)
+    elif isinstance(config, str | os.PathLike):
+        config = load_config(config)
+    mode = choose_mode(config, os.environ)
+    match mode:
+        case "serial":
+            return _run_serial(config, resume, quiet)
+        case "parallel":
+            return _run_parallel(config, resume, quiet)
+        case "mpi":
+            return _run_mpi(config, resume, quiet)
+    raise ConfigError(f"mode {mode!r} is not available yet; use serial, parallel or mpi")
+
+
+def choose_mode(config: Config, environ: Mapping[str, str]) -> str:
+    """The mode that `config.mode` means here. ConfigError where it contradicts the MPI launcher."""
+    launched = launchers.launched_size(environ) or 1
+    if config.mode == "auto":
+        return "mpi" if launched > 1 else "serial"
+    if config.mode != "mpi" and launched > 1:
+        raise ConfigError(f"mode {config.mode!r} was asked for, but an MPI launcher started {launched} processes, which "
+                          f"would each run everything. Either drop the launcher, or use --mode mpi (or auto)")
+    return str(config.mode)
+
+
+def _run_serial(config: Config, resume: str | None, quiet: bool) -> Any:
+    from node_comm import memory
+
+    _set_threads(config, workers=1)
+    return asyncio.run(_lead(config, "serial", memory.world(1)[0], resume, quiet))
+
+
+def _run_parallel(config: Config, resume: str | None, quiet: bool) -> Any:
+    from node_comm import processes
+
+    workers = config.num_workers or available_cores()
+    _set_threads(config, workers)
+
+    async def lead() -> Any:
+        async with processes.World(workers + 1, work, (config.to_dict(),)) as transport:
+            return await _lead(config, "parallel", transport, resume, quiet)
+
+    return asyncio.run(lead())
+
+
+async def work(transport: Transport, settings: Mapping[str, Any]) -> None:
+    """A worker process of parallel mode."""
+    configure(transport.rank)
+    await _follow(load_config_from_dict(settings), transport)
+
+
+def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
+    from node_comm import mpi
+
+    rank = launchers.launched_rank(os.environ) or 0
+    if rank:
+        for received in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(received, signal.SIG_IGN)  # rank 0 decides, and ends the others
+    _set_threads(config, workers=launchers.local_size(os.environ) or 1)
+    transport = mpi.connect(max_chunk_bytes=config.transport.max_chunk_bytes)
+    try:
+        launchers.check_world(transport.size, os.environ, transport.library_version)
+        if transport.rank == 0:
+            return asyncio.run(_lead(config, "mpi", transport, resume, quiet))
+        return asyncio.run(_follow(config, transport))
+    except BaseException as error:
+        _end_job(transport, error)
+
+
+async def _lead(config: Config, mode: str, transport: Transport, resume: str | None, quiet: bool) -> Any:
+    """Rank 0."""
+    from federation.session import Session
+
+    with closing(Session(config, mode, resume, quiet)) as session:
+        session.open()
+        from federation.assemble import assemble
+
+        return await session.lead(assemble(config), transport)
+
+
+async def _follow(config: Config, transport: Transport) -> Any:
+    """Any other rank."""
+    from federation.assemble import assemble
+    from federation.session import RunResult
+
+    await assemble(config).make_client(transport).serve()
+    return RunResult(mode=config.mode, world_size=transport.size)
+
+
+def _end_job(transport: Any, error: BaseException) -> NoReturn:
+    """End all ranks, since the others would wait for this one for ever. Rank 0 speaks first; it has mostly been told."""
+    if transport.rank:
+        time.sleep(GRACE)
+    status = report(error, rank=transport.rank)
+    transport.abort(status)
+    raise AssertionError("the job outlived its abort")
+
+
+def report(error: BaseException, rank: int = 0) -> int:
+    """Say on stderr what ended the run, once; returns the exit status that goes with it."""
+    from federation.session import Stopped
+
+    who = f"rank {rank}: " if rank else ""
+    match error:
+        case ConfigError():
+            for problem in error.problems:
+                print(f"{who}{redact(problem)}", file=sys.stderr)
+            status = BAD_CONFIG
+        case Stopped():
+            print(f"{who}{error}", file=sys.stderr)
+            status = STOPPED if error.checkpoint else FAILED
+        case SystemExit(code=int() as code):
+            status = code
+        case _:
+            text = "".join(traceback.format_exception(error))
+            print(f"{who}{redact(text)}", file=sys.stderr)
+            status = FAILED
+    sys.stderr.flush()
+    sys.stdout.flush()
+    return status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    rank = launchers.launched_rank(os.environ) or 0
+    try:
+        options = parse(sys.argv[1:] if arguments is None else list(arguments))
+        configure(rank, quiet=options.quiet)
+        config = resolve_options(options)
+        for secret in config.secrets():
+            register_secret(secret)
+        if options.dry_run:
+            if rank == 0:
+                from federation.dry_run import describe
+
+                print(describe(config, choose_mode(config, os.environ), os.environ))
+            return DONE
+        result = run(config, resume=options.resume, quiet=options.quiet)
+    except Exception as error:
+        if rank:
+            time.sleep(GRACE)  # every rank found the same fault; rank 0 says so, and the launcher ends the rest
+        return report(error, rank)
+    if rank == 0 and not options.quiet:
+        print(summary(result))
+    return DONE
+
+
+def summary(result: Any) -> str:
+    """The last words of a run."""
+    accuracy = result.metrics.get("accuracy")
+    reached = "" if accuracy is None else f", accuracy {accuracy:.4f}"
+    return (f"{result.rounds_completed} rounds in mode {result.mode} on {result.world_size} ranks{reached}\n"
+            f"weights_sha256 {result.weights_sha256}\nfolder {result.output_dir}")
+
+
+def _set_threads(config: Config, workers: int) -> None:
+    apply_threads(resolve_threads(config.threads, workers, os.environ, available_cores()))
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now, also when a client is still training on its thread (after a signal, or a failure)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == DONE:
+        sys.exit(DONE)
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -1,0 +1,188 @@
+"""One run, seen from rank 0: its folder, its trainer, signals, and the result."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from node_comm import Transport
+
+from federation.assemble import Parts, versions
+from federation.builtin.trainers.default import DefaultTrainer
+from federation.config import Config, dump_config
+from federation.core.trainer import Trainer
+from federation.core.weights import Weights
+from federation.errors import CheckpointError, FederationError
+from federation.infra.checkpoint import Checkpoints, Snapshot, read
+from federation.infra.progress import Progress
+from federation.infra.recorder import Recorder
+from federation.infra.run_folder import RunFolder
+from federation.infra.tracker import make_tracker
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(FederationError):
+    """A signal ended the run. `checkpoint` is the file to resume from, None where the trainer keeps none."""
+
+    def __init__(self, name: str, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
+        kept = f"resume from {checkpoint} with --resume" if checkpoint else "this trainer keeps no checkpoint"
+        super().__init__(f"stopped by {name}; {kept}")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. On ranks other than 0, `weights` is None and the rest is empty."""
+
+    weights: Weights | None = None
+    weights_sha256: str = ""
+    rounds_completed: int = 0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    output_dir: Path | None = None
+    mode: str = ""
+    world_size: int = 1
+
+
+class Session:
+    """Rank 0's run: takes the folder, and leads the world through the trainer. Close it whatever happens."""
+
+    def __init__(self, config: Config, mode: str, resume: str | None = None, quiet: bool = False) -> None:
+        self.config = config
+        self.mode = mode
+        self.folder = RunFolder(config.output_dir)
+        self._resume = resume
+        self._quiet = quiet
+        self._began = time.monotonic()
+        self._found: Snapshot | None = None
+
+    def open(self) -> None:
+        """Find what to resume from, and take the folder (which is left alone where every round is done already).
+
+        Raises ConfigError for a folder that cannot be used, CheckpointError for a named checkpoint that cannot.
+        """
+        self._found = self._checkpoint_to_resume()
+        if not self._finished:
+            job = f"Slurm job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+            resume = self._resume is not None
+            self.folder.prepare(dump_config(self.config), resume=resume, job=job,
+                                overwrite=self.config.overwrite and not resume)
+
+    @property
+    def _finished(self) -> bool:
+        return self._found is not None and self._found.round >= self.config.trainer_config.max_rounds
+
+    async def lead(self, parts: Parts, transport: Transport) -> RunResult:
+        """Run the trainer to its end, or to a signal (Stopped, once a checkpoint is written)."""
+        config, server = self.config, parts.make_server(transport)
+        if self._finished:
+            await server.start()
+            await server.wait_for_clients(0)
+            await server.stop("every round is done already")
+            return self._nothing_left(transport)
+        recorder = self._recorder()
+        try:
+            trainer = parts.make_trainer(server, recorder)
+            self._restore(trainer, recorder)
+            await server.start()
+            await self._run_or_stop(trainer, recorder)
+            await server.stop()
+        finally:
+            recorder.close()
+        weights = Weights.of(trainer.model.get_weights())
+        rounds = trainer.round if isinstance(trainer, DefaultTrainer) else config.trainer_config.max_rounds
+        final = {key: value for key, value in recorder.last.items() if key not in ("round", "seconds")}
+        result = RunResult(weights, weights.sha256(), rounds, final, self.folder.path, self.mode, transport.size)
+        self.folder.write_summary({
+            "weights_sha256": result.weights_sha256, "rounds_completed": rounds, "final": final, "mode": self.mode,
+            "world_size": transport.size, "num_clients": config.num_clients, "seed": config.seed,
+            "threads": int(os.environ.get("OMP_NUM_THREADS", "1")), "wall_s": time.monotonic() - self._began,
+            "versions": versions()})
+        return result
+
+    def _nothing_left(self, transport: Transport) -> RunResult:
+        found = self._found
+        assert found is not None
+        logger.info("%s: all %d rounds are done, nothing to train", self.folder.path, found.round)
+        return RunResult(found.weights, found.weights.sha256(), found.round, found.metrics, self.folder.path, self.mode,
+                         transport.size)
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self.folder.close()
+
+    def _recorder(self) -> Recorder:
+        config, folder = self.config, self.folder
+        tracker = make_tracker(config.tracker, folder.tensorboard)
+        progress = Progress(config.trainer_config.max_rounds, quiet=self._quiet)
+        checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, every=config.checkpoint.every,
+                                  asynchronous=config.checkpoint.async_, on_error=config.checkpoint.on_error)
+        return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest())
+
+    def _checkpoint_to_resume(self) -> Snapshot | None:
+        if self._resume is None:
+            return None
+        if self._resume != "auto":
+            found = read(Path(self._resume))
+        else:
+            latest = Checkpoints.latest_in(self.folder.checkpoints)
+            if latest is None:
+                logger.info("%s holds no checkpoint yet: starting from round 1", self.folder.path)
+                return None
+            found = latest[1]
+        return found
+
+    def _restore(self, trainer: Trainer, recorder: Recorder) -> None:
+        found = self._found
+        if self._resume is None:
+            return
+        if found is None:
+            recorder.resume_from(0, {})
+            return
+        if not isinstance(trainer, DefaultTrainer):
+            raise CheckpointError(f"{type(trainer).__name__} cannot be resumed: it keeps no checkpoints")
+        trainer.restore(found)
+        recorder.resume_from(found.round, found.metrics)
+        logger.info("resumed after round %d", found.round)
+
+    async def _run_or_stop(self, trainer: Trainer, recorder: Recorder) -> None:
+        loop = asyncio.get_running_loop()
+        stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+        def ask(received: signal.Signals) -> None:
+            if not stop.done():
+                stop.set_result(received)
+
+        handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
+        running = asyncio.ensure_future(trainer.run())
+        try:
+            await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                await running
+                return
+            trainer.server.host.stopping.set()
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            raise Stopped(stop.result().name, recorder.checkpoint_now(trainer))
+        finally:
+            running.cancel()
+            for received in handled:
+                loop.remove_signal_handler(received)
+
+
+def _handle(loop: asyncio.AbstractEventLoop, received: signal.Signals, ask: Any) -> bool:
+    """Install `ask` for a signal; not possible, and not wanted, when a program runs this outside its main thread."""
+    try:
+        loop.add_signal_handler(received, ask, received)
+    except (RuntimeError, ValueError):
+        return False
+    return True
