@@ -167,21 +167,24 @@ template <class T> inline T moved(T start, double delta) {
 
 // ---- the kernels
 
-template <class T> Findings accumulate(std::int64_t* total, const void* values, const void* start, std::size_t n,
-                                       double factor, double limit) {
-    std::int64_t peak_bits = 0;   // magnitudes of doubles are ordered like their bits
-    std::uint64_t all_fit = 1;
-    for (std::size_t i = 0; i < n; ++i) {
-        const double x = difference<T>(values, start, i) * factor;
-        const bool fits = magnitude(x) <= limit;
-        const double added = fits ? x : 0.0;
-        const std::int64_t size = bits_as<std::int64_t>(magnitude(added));
+// Elements are worked on in blocks that stay in the first-level cache.
+constexpr std::size_t block_size = 512;
+
+// x[i] = (values[begin + i] - start[begin + i]) * factor; returns the largest |x|, with NaN above infinity.
+template <class T> double scaled_differences(double* x, const void* values, const void* start, std::size_t begin,
+                                             std::size_t count, double factor) {
+    std::int64_t peak_bits = 0;  // magnitudes of doubles are ordered like their bits
+    for (std::size_t i = 0; i < count; ++i) {
+        x[i] = difference<T>(values, start, begin + i) * factor;
+        const std::int64_t size = bits_as<std::int64_t>(magnitude(x[i]));
         peak_bits = size > peak_bits ? size : peak_bits;
-        all_fit &= static_cast<std::uint64_t>(fits);
-        store(total, i, load<std::uint64_t>(total, i) + round_to_integer(added));
     }
-    Findings findings{bits_as<double>(peak_bits), true};
-    if (all_fit) return findings;
+    return bits_as<double>(peak_bits);
+}
+
+// The largest scaled difference of the elements whose value is finite, and whether all are.
+template <class T> Findings inspect(const void* values, const void* start, std::size_t n, double factor) {
+    Findings findings{0.0, true};
     for (std::size_t i = 0; i < n; ++i) {
         if (!is_finite(value_of(load<T>(values, i)))) {
             findings.finite = false;
@@ -191,6 +194,32 @@ template <class T> Findings accumulate(std::int64_t* total, const void* values, 
         if (!(size <= findings.peak)) findings.peak = is_finite(size) ? size : infinity;
     }
     return findings;
+}
+
+template <class T> Findings accumulate(std::int64_t* total, const void* values, const void* start, std::size_t n,
+                                       double factor, double limit) {
+    double x[block_size];
+    double peak = 0.0;
+    bool all_fit = true;
+    for (std::size_t begin = 0; begin < n; begin += block_size) {
+        const std::size_t count = n - begin < block_size ? n - begin : block_size;
+        const double block_peak = scaled_differences<T>(x, values, start, begin, count, factor);
+        std::int64_t* const sums = total + begin;
+        if (block_peak <= limit && block_peak <= pow2(50)) {  // the plain case: one addition rounds
+            for (std::size_t i = 0; i < count; ++i) {
+                const std::uint64_t added = bits_as<std::uint64_t>(x[i] + magic) - magic_bits;
+                store(sums, i, load<std::uint64_t>(sums, i) + added);
+            }
+        } else {
+            for (std::size_t i = 0; i < count; ++i) {
+                const double fitting = magnitude(x[i]) <= limit ? x[i] : 0.0;
+                store(sums, i, load<std::uint64_t>(sums, i) + round_to_integer(fitting));
+            }
+        }
+        all_fit = all_fit && block_peak <= limit;
+        peak = block_peak > peak ? block_peak : peak;
+    }
+    return all_fit ? Findings{peak, true} : inspect<T>(values, start, n, factor);
 }
 
 template <class T> bool accumulate_wide(std::int64_t* const* limbs, std::size_t limb_count, const void* values,
