@@ -14,9 +14,6 @@ import numpy as np
 
 from node_comm.errors import BufferMismatch
 
-#: Where a payload goes: an array to fill, a function that returns one for what arrives, or None for a new array.
-Into = "np.ndarray | Callable[[bytes, Description], np.ndarray | None] | None"
-
 
 class Description(msgspec.Struct, frozen=True, array_like=True):
     """The dtype and shape of an array on its way."""
@@ -25,7 +22,7 @@ class Description(msgspec.Struct, frozen=True, array_like=True):
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
+        return f"{parse_dtype(self.dtype)} {self.shape}"
 
     @property
     def nbytes(self) -> int:
@@ -34,6 +31,10 @@ class Description(msgspec.Struct, frozen=True, array_like=True):
         for length in self.shape:
             count *= length
         return count * parse_dtype(self.dtype).itemsize
+
+
+#: Where a payload goes: an array to fill, a function that returns one for what arrives, or None for a new array.
+Into = np.ndarray | Callable[[bytes, Description], np.ndarray | None] | None
 
 
 def describe(array: np.ndarray) -> Description:
@@ -45,9 +46,9 @@ def dtype_name(dtype: np.dtype) -> str:
     """The name under which `dtype` travels, e.g. ``<f4``, ``>f8``, ``bfloat16``."""
     if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
         raise BufferMismatch(f"dtype {dtype} cannot be sent: only plain numbers, bool, strings and dates travel")
+    if dtype.type is np.void:
+        raise BufferMismatch(f"dtype {dtype} cannot be sent: raw bytes without a meaning (use uint8)")
     if dtype.kind == "V":  # bfloat16 and its relatives call themselves void; their name is what identifies them
-        if parse_dtype(dtype.name) != dtype:
-            raise BufferMismatch(f"dtype {dtype} cannot be sent: raw bytes without a meaning (use uint8)")
         return dtype.name
     return dtype.str
 
@@ -56,16 +57,23 @@ def parse_dtype(name: str) -> np.dtype:
     """The dtype called `name` by `dtype_name`; raises BufferMismatch for an unknown one."""
     try:
         dtype = np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        extension = getattr(ml_dtypes, name, None)
-        if not (isinstance(extension, type) and issubclass(extension, np.generic)):
-            raise BufferMismatch(f"unknown dtype {name!r} on the wire") from None
-        return np.dtype(extension)
-    if dtype.hasobject or dtype.names is not None:
+    except (TypeError, ValueError, SyntaxError):
+        return _extension_dtype(name)
+    if dtype.hasobject or dtype.type is np.void:  # records and sub-arrays are void as well
         raise BufferMismatch(f"dtype {name!r} is not allowed on the wire")
     return dtype
+
+
+def _extension_dtype(name: str) -> np.dtype:
+    """bfloat16 and the other dtypes that NumPy knows only after ml_dtypes has been imported."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise BufferMismatch(f"unknown dtype {name!r} on the wire (is ml_dtypes installed here?)") from None
+    extension = getattr(ml_dtypes, name, None)
+    if not (isinstance(extension, type) and issubclass(extension, np.generic)):
+        raise BufferMismatch(f"unknown dtype {name!r} on the wire")
+    return np.dtype(extension)
 
 
 def packed(array: np.ndarray) -> np.ndarray:
@@ -77,11 +85,10 @@ def as_bytes(array: np.ndarray) -> np.ndarray:
     """The memory of a C-ordered array as a flat uint8 view (no copy); empty arrays give an empty view."""
     if not array.flags.c_contiguous:
         raise BufferMismatch(f"{describe(array)} is not C-contiguous: pack it first")
-    return array.reshape(-1).view(np.uint8) if array.size else np.empty(0, np.uint8)
+    return array.reshape(-1).view(np.uint8) if array.nbytes else np.empty(0, np.uint8)
 
 
-def destination(into: np.ndarray | Callable[[bytes, Description], np.ndarray | None] | None, header: bytes,
-                arriving: Description) -> np.ndarray:
+def destination(into: Into, header: bytes, arriving: Description) -> np.ndarray:
     """The array that `arriving` is to be written into, checked; a new one where the receiver names none."""
     target = into(header, arriving) if callable(into) else into
     if target is None:

@@ -6,7 +6,12 @@
     +-- Unavailable                 the transport cannot work here (no MPI, wrong launcher, ...)
     +-- Timeout                     a peer did not answer in time
     +-- Disconnected                a peer is gone, or this end has been closed
+        +-- PeerFailed              a rank of a world of processes died or raised
 """
+
+from __future__ import annotations
+
+import signal
 
 
 class CommError(Exception):
@@ -31,3 +36,28 @@ class Timeout(CommError):
 
 class Disconnected(CommError):
     """The peer has gone, or this end of the transport has been closed."""
+
+
+class PeerFailed(Disconnected):
+    """A rank's process has ended before its work was done.
+
+    Attributes: `rank`; `exitcode`, negative for a signal; `traceback`, the text of its own, empty where there is none.
+    """
+
+    def __init__(self, rank: int, exitcode: int, traceback: str = "") -> None:
+        self.rank = rank
+        self.exitcode = exitcode
+        self.traceback = traceback
+        super().__init__(f"rank {rank} {self.reason}" + (f"; its traceback:\n{traceback.rstrip()}" if traceback else ""))
+
+    @property
+    def reason(self) -> str:
+        """How it ended, e.g. ``was killed by SIGKILL``."""
+        if self.exitcode >= 0:
+            return f"ended too early with exit code {self.exitcode}"
+        known = {number.value for number in signal.Signals}
+        name = signal.Signals(-self.exitcode).name if -self.exitcode in known else f"signal {-self.exitcode}"
+        return f"was killed by {name}"
+
+    def __reduce__(self) -> tuple[type[PeerFailed], tuple[int, int, str]]:
+        return type(self), (self.rank, self.exitcode, self.traceback)

@@ -8,24 +8,26 @@ Rules that the contract tests check on every transport:
 - Messages from one rank to another arrive in the order in which they were sent, whole, once.
 - `send` may wait until the receiver takes the message (no send relies on buffering). Two ranks that exchange
   arrays await their send and their receive together, e.g. with `asyncio.gather`.
+- A send to oneself never waits for the receive; what was sent is kept until then.
 - Collectives are entered by all ranks, in the same order, and may be awaited while messages are in flight.
-- Ranks that disagree about a collective (kind, dtype, shape, root) all get BufferMismatch, with both
-  descriptions; nothing is reduced or written then.
+- Ranks that disagree about a collective (kind, dtype, shape, root, operation), or of which one gives a buffer that
+  cannot be used, all get BufferMismatch, with ranks and descriptions; nothing is written then, and the world stays
+  usable.
 - After `close`, and after a peer is lost, pending and later calls raise Disconnected. `close` may be called twice.
 - What a task cancels in mid-call (asyncio cancellation) leaves the world unusable; only `close` is allowed then.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from node_comm.arrays import Description
+from node_comm.arrays import Into
 
-Into = np.ndarray | Callable[[bytes, Description], np.ndarray | None] | None
 Operation = Literal["sum", "max", "min"]
 
 #: dtypes that `reduce` accepts; the others raise BufferMismatch on every rank.
@@ -64,6 +66,15 @@ class Transport(ABC):
         is made, which the receiver owns. Raises BufferMismatch when `into` does not fit: that message is lost,
         later ones arrive.
         """
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A new array, C order, 64-byte aligned, not initialised, where this transport moves it with the fewest copies.
+
+        The caller owns it. It is an ordinary array, and stays valid after `close`; any other array may be sent too.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
+        memory = np.empty(nbytes + 64, np.uint8)
+        return np.ndarray(shape, dtype, memory, offset=-memory.ctypes.data % 64)
 
     @abstractmethod
     async def close(self) -> None:

@@ -1,0 +1,28 @@
+"""The elementwise combination of several ranks' arrays, block by block, so that the partial result stays in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from node_comm.transport import Operation
+
+#: Bytes of a block: it must fit the second-level cache together with a block of one more array.
+BLOCK_BYTES = 1 << 18
+
+_COMBINE: dict[Operation, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def combine(parts: Sequence[np.ndarray], out: np.ndarray, operation: Operation) -> None:
+    """Combine `parts` in the order given into `out`, which may be one of them. All flat, of one dtype and length."""
+    ufunc = _COMBINE[operation]
+    length = max(1, BLOCK_BYTES // out.dtype.itemsize)
+    block = np.empty(min(length, out.size), out.dtype)
+    for begin in range(0, out.size, length):
+        end = min(begin + length, out.size)
+        partial = block[: end - begin]
+        np.copyto(partial, parts[0][begin:end])
+        for part in parts[1:]:
+            ufunc(partial, part[begin:end], out=partial)
+        np.copyto(out[begin:end], partial)
