@@ -99,13 +99,14 @@ class Layout:
     def conform(self, arrays: Arrays, who: str) -> list[np.ndarray]:
         """The arrays that `who` gives, in the order of this layout, checked; nothing is copied, cast or broadcast.
 
-        A mapping, and Weights with names of their own, are matched by name; a plain sequence by position.
+        A mapping is matched by name, and so are Weights where both sides have names of their own; the rest by position.
         Another dtype is let through where NumPy's "same kind" rule allows the cast to this layout's.
         Raises UpdateError naming `who`, the parameter, what was given and what is wanted.
         """
         if isinstance(arrays, Weights) and arrays.layout == self:
             return list(arrays)
-        if isinstance(arrays, Mapping) or (isinstance(arrays, Weights) and not arrays.layout.has_default_names):
+        named = isinstance(arrays, Weights) and not (arrays.layout.has_default_names or self.has_default_names)
+        if isinstance(arrays, Mapping) or named:
             by_name = dict(arrays.items())
             missing = [name for name in self.names if name not in by_name]
             unexpected = [str(name) for name in by_name if name not in self.names]
@@ -296,9 +297,15 @@ def aligned_empty(nbytes: int) -> np.ndarray:
     return memory[start : start + nbytes]
 
 
+def native_order(dtype: np.dtype) -> np.dtype:
+    """`dtype` in this machine's byte order."""
+    # bfloat16 calls itself void, and newbyteorder would make raw bytes of it.
+    return dtype.newbyteorder("=") if dtype.kind in "biuf" else dtype
+
+
 def plain(array: np.ndarray) -> np.ndarray:
     """`array` in C order and native byte order, shape kept: itself where it is so already, else a copy."""
-    return np.asarray(array, dtype=_native_order(array.dtype), order="C")
+    return np.asarray(array, dtype=native_order(array.dtype), order="C")
 
 
 def check_range(array: np.ndarray, dtype: np.dtype, what: str) -> None:
@@ -363,13 +370,8 @@ def _as_array(value: Any, what: str) -> np.ndarray:
         raise UpdateError(f"{what} is not an array of numbers but {type(value).__name__}: {error}") from error
 
 
-def _native_order(dtype: np.dtype) -> np.dtype:
-    # bfloat16 calls itself void, and newbyteorder would make raw bytes of it.
-    return dtype.newbyteorder("=") if dtype.kind in "biuf" else dtype
-
-
 def _native_dtype(name: str, dtype: np.dtype) -> np.dtype:
-    native = _native_order(dtype)
+    native = native_order(dtype)
     if native not in kernels.DTYPES:
         raise UpdateError(_unsupported(name, dtype))
     return native
@@ -381,7 +383,7 @@ def _unsupported(name: str, dtype: object) -> str:
 
 def _casts(given: np.dtype, wanted: np.dtype) -> bool:
     """NumPy's "same kind" rule, under which any width of float may become any other, bfloat16 included."""
-    native = _native_order(given)
+    native = native_order(given)
     if native not in kernels.DTYPES:
         return False
     both_float = all(dtype.kind == "f" or dtype == kernels.BFLOAT16 for dtype in (native, wanted))

@@ -1,0 +1,314 @@
+"""Sums of clients' updates, kept by each rank while its clients finish and reduced over ranks once a round.
+
+An exact sum is an integer for every element, so that it does not depend on the order of the clients, on which rank
+held which, or on how ranks are combined. With
+
+    C   the power of two at or above the number of samples that the round plans,
+    B   for each array, a power of two at least 2**10 times the largest magnitude of the global weights in it (and at
+        least 1; 2**20 for integers and booleans, whose means are then exact before they are rounded),
+    s   61 - log2(B),
+
+a client with n samples adds ``rint((w - start) * n * 2**s / C)`` and the mean is ``start + sum * C / 2**s / N``, where
+N is the sum of n. One 64-bit integer takes differences up to about B; an array of an update that goes beyond is written
+with further integers ("limbs", radix 2**40), which only the rounds that need them allocate and reduce.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from federation import kernels
+from federation.core.weights import Arrays, Layout, Weights, aligned_empty, check_range, native_order, plain
+from federation.errors import Diverged, RoundError, UpdateError
+
+Reduction = Literal["exact", "float32", "float64"]
+#: Gives a uint8 vector of so many bytes, at least 8-byte aligned.
+Allocate = Callable[[int], np.ndarray]
+
+#: The most samples that one client may report: products with them stay exact.
+MAX_SAMPLES = 2**48
+#: One limb, and the further ones that updates beyond the planned magnitude may need.
+MAX_LIMBS = 5
+#: Beyond this magnitude of the global weights (float64 only), scales would leave the range of float64.
+MAX_START = 2.0**900
+
+
+class UpdateSum(ABC):
+    """The weighted sum of one rank's updates in one round.
+
+    limbs: the vectors to be reduced over ranks by summation, each `layout.num_slots` long; they belong to this object.
+    num_samples, count: sum of the samples and number of the updates added. Where the limbs are replaced by a sum over
+    ranks, the caller sets `num_samples` to the sum over ranks too.
+    """
+
+    layout: Layout
+    limbs: list[np.ndarray]
+    num_samples: int
+    count: int
+
+    def __init__(self, layout: Layout, start: Weights, total_samples: int, cohort_size: int,
+                 allocate: Allocate | None = None) -> None:
+        """`start` are the global weights of the round: borrowed, and not to change until `mean_into` or `reset`.
+
+        total_samples: what the cohort is expected to report in all, at least 1; the same on all ranks.
+        cohort_size: the most updates that are added on all ranks together.
+        allocate: gives the memory of the limbs; by default ordinary memory.
+        """
+        self.layout = layout
+        self._allocate = allocate or aligned_empty
+        self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those beyond `limbs` are zero
+        self.limbs = []
+        self.reset(start, total_samples, cohort_size)
+
+    def reset(self, start: Weights, total_samples: int | None = None, cohort_size: int | None = None) -> None:
+        """Begin a new round, on the same memory; the numbers stay what they were unless given.
+
+        Raises ValueError for another layout or numbers below 1, UpdateError where `start` is not finite.
+        """
+        if start.layout != self.layout:
+            raise ValueError(f"the sum is for {self.layout}, but the weights are {start.layout}")
+        if total_samples is not None:
+            self._total_samples = _at_least_one("total_samples", total_samples)
+        if cohort_size is not None:
+            self._cohort_size = _at_least_one("cohort_size", cohort_size)
+        self._start = start
+        self._peaks = [_peak_of_start(name, array) for name, array in start.items()]
+        self._log2_c = _log2_ceil(self._total_samples)
+        self.num_samples = 0
+        self.count = 0
+        self._begin()
+
+    def add(self, client_id: str, weights: Arrays, num_samples: int) -> None:
+        """Add the update of `client_id`: its `weights` after training, counted `num_samples` times.
+
+        For a plain mean every client counts once: give 1.
+        Weights are read during the call only. They may have any memory order, byte order and width of float.
+        All or nothing: where it raises, the sum is as it was.
+        Raises Diverged where a value is NaN or infinite; UpdateError where names, shapes, dtypes, values or
+        `num_samples` do not fit the model, or more than `cohort_size` updates are added.
+        """
+        count = check_num_samples(client_id, num_samples)
+        given = self.layout.conform(weights, client_id)
+        if self.count >= self._cohort_size:
+            raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
+        for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):
+            check_range(array, dtype, f"{client_id}: parameter {name!r}")
+        self._add(client_id, given, count)
+        self.num_samples += count
+        self.count += 1
+
+    def mean_into(self, out: Weights) -> None:
+        """Set `out` (which may be the start itself) to the weighted mean; means of integers are rounded to nearest.
+
+        Raises RoundError, with `out` as it was, where no sample was counted.
+        """
+        if out.layout != self.layout:
+            raise ValueError(f"the sum is for {self.layout}, but the mean would go into {out.layout}")
+        if self.num_samples == 0:
+            raise RoundError(f"the total number of samples is 0 ({self.count} updates were added): there is no mean")
+        self._mean_into(out)
+
+    @abstractmethod
+    def ensure_limbs(self, count: int) -> None:
+        """Have at least `count` limbs, so that all ranks reduce the same number; new ones are zero."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Set the limbs to zero for a new round."""
+
+    @abstractmethod
+    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
+        """Add checked arrays, or raise with the sum as it was."""
+
+    @abstractmethod
+    def _mean_into(self, out: Weights) -> None:
+        """The mean over more than 0 samples."""
+
+    def _use_one_more(self, dtype: np.dtype) -> None:
+        """Append a vector of zeros to `limbs`: one of an earlier round, or a new one."""
+        if len(self.limbs) == len(self._vectors):
+            vector = self._allocate(self.layout.num_slots * dtype.itemsize).view(dtype)
+            vector.fill(0)
+            self._vectors.append(vector)
+        self.limbs.append(self._vectors[len(self.limbs)])
+
+
+class ExactSum(UpdateSum):
+    """The sum as integers: limbs are int64, the first for differences of ordinary size, the others 2**40 apart."""
+
+    def ensure_limbs(self, count: int) -> None:
+        """Have at least `count` limbs (1 to 5), so that all ranks reduce the same number; new ones are zero."""
+        if not 0 <= count <= MAX_LIMBS:
+            raise ValueError(f"an exact sum has 1 to {MAX_LIMBS} limbs, not {count}")
+        while len(self.limbs) < count:
+            self._use_one_more(np.dtype(np.int64))
+
+    def _begin(self) -> None:
+        for limb in self.limbs:
+            limb.fill(0)
+        del self.limbs[1:]
+        self.ensure_limbs(1)
+        self._exponents = [_exponent(peak, dtype)
+                           for peak, dtype in zip(self._peaks, self.layout.dtypes, strict=True)]
+        self._limit = kernels.LIMB_LIMIT / 2.0 ** _log2_ceil(self._cohort_size)
+
+    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
+        undo: list[Callable[[], object]] = []
+        try:
+            for index, array in enumerate(given):
+                self._add_array(client_id, index, array, count, undo)
+        except UpdateError:
+            for take_back in undo:
+                take_back()
+            raise
+
+    def _add_array(self, client_id: str, index: int, array: np.ndarray, count: int,
+                   undo: list[Callable[[], object]]) -> None:
+        values, start = _comparable(array, self._start[index])
+        factor = math.ldexp(count, self._exponents[index] - self._log2_c)
+        first = self._parts(index, 1)[0]
+        found = kernels.accumulate(first, values, start, factor, self._limit)
+
+        def take_back() -> None:
+            kernels.accumulate(first, values, start, -factor, self._limit)
+
+        if found.finite and found.peak <= self._limit:
+            undo.append(take_back)
+            return
+        take_back()
+        if not found.finite:
+            raise Diverged(client_id, self.layout.names[index])
+        # How many limbs an array is spread over depends on that array alone, never on what was added before.
+        wanted = 1
+        while found.peak > math.ldexp(self._limit, kernels.LIMB_BITS * (wanted - 1)):
+            wanted += 1
+            if wanted > MAX_LIMBS:
+                raise UpdateError(f"{client_id}: parameter {self.layout.names[index]!r} holds a value of magnitude "
+                                  f"{kernels.max_abs(values):.3g}, too far from the global weights to be averaged "
+                                  f"exactly (their largest magnitude is {self._peaks[index]:.3g})")
+        self.ensure_limbs(wanted)
+        parts = self._parts(index, wanted)
+        kernels.accumulate_wide(parts, values, start, factor)
+        undo.append(lambda: kernels.accumulate_wide(parts, values, start, -factor))
+
+    def _mean_into(self, out: Weights) -> None:
+        for index, (target, start) in enumerate(zip(out, self._start, strict=True)):
+            scale = math.ldexp(1.0, self._log2_c - self._exponents[index])
+            kernels.finish(target, start, self._parts(index, len(self.limbs)), scale, float(self.num_samples))
+
+    def _parts(self, index: int, count: int) -> list[np.ndarray]:
+        """The slices of the first `count` limbs that belong to one array."""
+        where = self.layout.value_slices[index]
+        return [limb[where] for limb in self.limbs[:count]]
+
+
+class FloatSum(UpdateSum):
+    """The sum in floating point: half the bytes in float32, and a result that may differ in the last bits.
+
+    One vector of ``n / C * w``, for integers of ``n / C * (w - start)``, so that counters stay precise.
+    """
+
+    def __init__(self, layout: Layout, start: Weights, total_samples: int, cohort_size: int,
+                 allocate: Allocate | None = None, dtype: str = "float64") -> None:
+        """As for every sum; `dtype` is "float32" or "float64"."""
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"a floating-point sum is float32 or float64, not {dtype}")
+        self._dtype = np.dtype(dtype)
+        super().__init__(layout, start, total_samples, cohort_size, allocate)
+
+    def ensure_limbs(self, count: int) -> None:
+        """There is one vector, always."""
+        if count > 1:
+            raise ValueError(f"a floating-point sum has 1 vector, not {count}")
+
+    def _begin(self) -> None:
+        if self.limbs:
+            self.limbs[0].fill(0)
+        else:
+            self._use_one_more(self._dtype)
+
+    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
+        arrays = [plain(array) for array in given]
+        for name, array in zip(self.layout.names, arrays, strict=True):
+            if not kernels.all_finite(array):
+                raise Diverged(client_id, name)
+            check_range(array, self._dtype, f"{client_id}: parameter {name!r}")
+        share = math.ldexp(count, -self._log2_c)
+        for index, array in enumerate(arrays):
+            if self.layout.dtypes[index].kind in "iu":
+                array = np.subtract(array, self._start[index], dtype=np.float64)
+            kernels.axpy(self._part(index), array, share)
+
+    def _mean_into(self, out: Weights) -> None:
+        for index, (target, start) in enumerate(zip(out, self._start, strict=True)):
+            mean = self._part(index).astype(np.float64) * math.ldexp(1.0, self._log2_c) / self.num_samples
+            if target.dtype.kind in "iu":
+                mean = np.clip(np.rint(mean), -(2.0**62), 2.0**62)
+                kernels.finish(target, start, [mean.astype(np.int64)], 1.0, 1.0)
+            elif target.dtype.kind == "b":
+                np.greater(mean, 0.5, out=target)
+            else:
+                np.copyto(target, mean, casting="unsafe")
+
+    def _part(self, index: int) -> np.ndarray:
+        return self.limbs[0][self.layout.value_slices[index]].reshape(self.layout.shapes[index])
+
+
+def make_sum(reduction: Reduction, layout: Layout, start: Weights, *, total_samples: int, cohort_size: int,
+             allocate: Allocate | None = None) -> UpdateSum:
+    """The sum for `reduction`, as the configuration names it; see UpdateSum for the other arguments."""
+    if reduction == "exact":
+        return ExactSum(layout, start, total_samples, cohort_size, allocate)
+    return FloatSum(layout, start, total_samples, cohort_size, allocate, dtype=reduction)
+
+
+def check_num_samples(client_id: str, num_samples: object) -> int:
+    """`num_samples` as an int; UpdateError naming the client unless it is an integer from 0 to 2**48."""
+    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)):
+        raise UpdateError(f"{client_id}: num_samples must be an integer, not {num_samples!r}")
+    if not 0 <= num_samples <= MAX_SAMPLES:
+        raise UpdateError(f"{client_id}: num_samples must be from 0 to 2**48, not {num_samples}")
+    return int(num_samples)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value
+
+
+def _log2_ceil(value: int) -> int:
+    """The exponent of the power of two at or above `value`."""
+    return (value - 1).bit_length()
+
+
+def _peak_of_start(name: str, array: np.ndarray) -> float:
+    found = kernels.examine(array)
+    if not found.finite:
+        raise UpdateError(f"the global weights hold NaN or infinity in {name!r}: nothing can be averaged from there")
+    if found.peak > MAX_START:
+        raise UpdateError(f"the global weights hold {found.peak:.3g} in {name!r}, beyond {MAX_START:.3g}")
+    return found.peak
+
+
+def _exponent(peak: float, dtype: np.dtype) -> int:
+    """s of the module's docstring, for global weights of the largest magnitude `peak`."""
+    if dtype.kind in "biu":
+        return 61 - 20
+    fraction, exponent = math.frexp(max(peak, 2.0**-10))
+    log2_ceil = exponent - 1 if fraction == 0.5 else exponent
+    return 61 - (log2_ceil + 10)
+
+
+def _comparable(array: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`array` and `start` in one dtype that holds the values of both."""
+    if native_order(array.dtype) == start.dtype:
+        return plain(array), start
+    if start.dtype.kind in "biu":
+        return plain(array.astype(start.dtype)), start
+    return plain(array.astype(np.float64)), start.astype(np.float64)
