@@ -1,0 +1,266 @@
+"""A world of MPI ranks: native collectives and nonblocking messages behind the transport contract.
+
+    node_comm.mpi.run(main)              # on every rank: await main(transport); a rank that fails ends the job
+
+Importing this module loads no MPI; `connect` does, which initialises it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
+
+import numpy as np
+
+from node_comm.agreement import alltoall_call, barrier_call, broadcast_call, gather_call, reduce_call
+from node_comm.arrays import Into, as_bytes, describe, destination, packed
+from node_comm.errors import AddressError, CommError, Disconnected, Unavailable
+from node_comm.mpi_thread import OperationThread
+from node_comm.transport import Operation, Received, Transport
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from node_comm import mpi_thread
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
+
+#: One MPI call moves at most so many bytes, well below the 2^31 - 1 that MPI's counts can hold.
+MAX_CHUNK_BYTES = 1 << 30
+#: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
+LEAVE_SECONDS = 2.0
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES) -> MPITransport:
+    """Join the world of all MPI ranks; to be called by every rank.
+
+    No MPI call moves more than `max_chunk_bytes` bytes (1 to 2^31 - 1; the smallest value of all ranks counts).
+    Raises Unavailable when mpi4py or the MPI library is missing or broken, or forbids calls from a second thread.
+    """
+    if not 1 <= max_chunk_bytes < 2**31:
+        raise ValueError(f"max_chunk_bytes must be 1 to {2**31 - 1}, not {max_chunk_bytes}")
+    mpi = _load_mpi()
+    if mpi.Query_thread() < mpi.THREAD_SERIALIZED:
+        raise Unavailable("MPI was initialised without thread support, and this transport makes its MPI calls from a "
+                          "thread of its own: leave mpi4py.rc.thread_level at 'multiple' (or use 'serialized') and use "
+                          f"an MPI library built with thread support; this one is {_library(mpi)}")
+    smallest = np.array([max_chunk_bytes], np.int64)
+    mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, smallest, mpi.MIN)
+    return MPITransport(mpi.COMM_WORLD, int(smallest[0]))
+
+
+def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
+    """Run `main(transport, *args)` in an event loop on this rank, and return what it returns.
+
+    What `main` raises ends the whole job with status 1 after the traceback, with the rank, has been printed: the
+    other ranks would wait for this one for ever. SystemExit with a status ends the job quietly: this process alone
+    if every rank leaves so, else all of them. So user code that may fail, imports included, belongs inside `main`.
+    """
+    return asyncio.run(_guarded(connect(), main, args))
+
+
+async def _guarded(transport: MPITransport, main: Callable[[MPITransport, *Arguments], Awaitable[Result]],
+                   args: tuple[*Arguments]) -> Result:
+    # Aborts in here, not around asyncio.run, which first waits for every thread that still computes.
+    try:
+        result = await main(transport, *args)
+    except SystemExit as leaving:
+        status = _exit_status(leaving)
+        if status and not await transport.all_leave(LEAVE_SECONDS):
+            transport.abort(status)
+        await transport.close()
+        raise
+    except BaseException as error:
+        trace = "".join(traceback.format_exception(error))
+        sys.stderr.write(f"rank {transport.rank} of {transport.size} on {transport.processor} failed, "
+                         f"which ends the job:\n{trace}")
+        transport.abort(1)
+    await transport.close()
+    return result
+
+
+def _exit_status(leaving: SystemExit) -> int:
+    if leaving.code is None or isinstance(leaving.code, int):
+        return leaving.code or 0
+    return 1  # a text, which Python prints to stderr
+
+
+def _load_mpi() -> ModuleType:
+    try:
+        from mpi4py import MPI
+    except ModuleNotFoundError as error:
+        raise Unavailable("MPI cannot be used here: mpi4py is not installed. Install the `mpi` extra "
+                          "(mpi4py and an MPI library).") from error
+    except (ImportError, RuntimeError, OSError) as error:
+        raise Unavailable(f"MPI cannot be used here: mpi4py is installed, but its MPI library does not load ({error}). "
+                          "Load your site's MPI module, or install the `mpi` extra (mpi4py and an MPI library).",
+                          ) from error
+    return MPI
+
+
+def _library(mpi: ModuleType) -> str:
+    text: str = mpi.Get_library_version()
+    return text.rstrip("\0 \n")
+
+
+class MPITransport(Transport):
+    """One MPI rank. `connect` makes it; the communicators it uses are its own.
+
+    `into` functions are called in the event loop's thread. A cancelled call ends the transport (see the contract).
+
+    Public attributes beside `rank` and `size`: `library_version` (the MPI library's text), `thread_level`
+    ("serialized" or "multiple"), `processor` (this host's name according to MPI), `offers_ulfm` (whether the library
+    has the calls that survive a lost rank; they work only under a launcher that was told so, see
+    `launchers.survives_lost_ranks`), `max_chunk_bytes`.
+    """
+
+    def __init__(self, world: MPI.Intracomm, max_chunk_bytes: int) -> None:
+        from mpi4py import MPI
+
+        from node_comm.mpi_collectives import Collectives
+        from node_comm.mpi_messages import Messages, as_comm_error
+
+        self.rank = world.Get_rank()
+        self.size = world.Get_size()
+        self.max_chunk_bytes = max_chunk_bytes
+        self.library_version = _library(MPI)
+        self.processor = MPI.Get_processor_name()
+        self.thread_level = {MPI.THREAD_SERIALIZED: "serialized", MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
+        self.offers_ulfm = _offers_ulfm(world)
+        self._world = world
+        # Of their own, so that neither can take what belongs to the other, or to other users of the world.
+        messages, collectives, self._exits = world.Dup(), world.Dup(), world.Dup()
+        for comm in (messages, collectives, self._exits):
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self._messages = Messages(messages, max_chunk_bytes)
+        self._collectives = Collectives(collectives, max_chunk_bytes)
+        self._turn = asyncio.Lock()
+        self._tags = itertools.cycle(range(1, 32768))
+        self._ended: Disconnected | None = None
+        self._thread = OperationThread("node_comm MPI", as_comm_error)
+
+    async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
+        from node_comm.mpi_messages import Frame
+
+        self._check_rank(dest)
+        if len(header) > self.max_chunk_bytes:
+            raise CommError(f"a header of {len(header)} bytes is longer than max_chunk_bytes, {self.max_chunk_bytes}; "
+                            "send large data as the buffer")
+        description = None if buffer is None else describe(buffer)
+        payload = _NOTHING if buffer is None else as_bytes(packed(buffer))
+        frame = Frame(bytes(header), description, payload.size, next(self._tags))
+        if dest == self.rank:  # received by whoever comes later, maybe by the same task: the buffer cannot be lent
+            await self._run(self._messages.send_here(frame, payload.copy()))
+        else:
+            await self._run(self._messages.send(dest, frame, payload))
+
+    async def recv(self, source: int | None = None, into: Into = None) -> Received:
+        if source is not None:
+            self._check_rank(source)
+        arrival = await self._run(self._messages.receive_frame(source))
+        header, description = arrival.frame.header, arrival.frame.description
+        if description is None:
+            return Received(arrival.source, header, None)
+        try:
+            target = destination(into, header, description)
+        except Exception:
+            await self._run(self._messages.discard_payload(arrival))
+            raise
+        await self._run(self._messages.receive_payload(arrival, as_bytes(target)))
+        return Received(arrival.source, header, target)
+
+    async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
+        call = broadcast_call(self.rank, self.size, buffer, root)
+        flat = _NOTHING if call.problem else as_bytes(packed(buffer))
+        await self._collective(self._collectives.broadcast(call, flat))
+
+    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+                     operation: Operation = "sum") -> None:
+        call = reduce_call(self.rank, self.size, buffer, out, root, operation)
+        target = out.reshape(-1) if out is not None and self.rank == root and not call.problem else None
+        await self._collective(self._collectives.reduce(call, packed(buffer).reshape(-1), target))
+
+    async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
+        call = gather_call(self.rank, self.size, buffer, out, root)
+        flat = _NOTHING if call.problem else as_bytes(packed(buffer))
+        targets = [as_bytes(target) for target in out or () if self.rank == root and not call.problem]
+        await self._collective(self._collectives.gather(call, flat, targets))
+
+    async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        call = alltoall_call(self.size, buffers, out)
+        sources = [] if call.problem else [as_bytes(packed(buffer)) for buffer in buffers]
+        targets = [] if call.problem else [as_bytes(target) for target in out]
+        await self._collective(self._collectives.alltoall(call, sources, targets))
+
+    async def barrier(self) -> None:
+        await self._collective(self._collectives.arrive(barrier_call()))
+
+    async def close(self) -> None:
+        """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""
+        self._ended = self._ended or Disconnected("this MPI transport has been closed")
+        if not await self._thread.stop(self._ended):
+            logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
+
+    def abort(self, status: int = 1) -> NoReturn:
+        """End the whole job at once, all ranks, with exit status `status` (1 to 125; anything else counts as 1)."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone: the job must end anyway
+                stream.flush()
+        self._world.Abort(status if 1 <= status <= 125 else 1)
+        raise SystemExit(status)  # Abort does not return
+
+    async def all_leave(self, seconds: float) -> bool:
+        """Whether all ranks call this within `seconds` of each other."""
+        from node_comm.mpi_messages import completed
+
+        try:
+            async with asyncio.timeout(seconds):
+                await self._thread.run(completed([self._exits.Ibarrier()]))
+        except TimeoutError:
+            return False
+        return True
+
+    async def _run(self, operation: mpi_thread.Operation[Result]) -> Result:
+        if self._ended is not None:
+            raise Disconnected(*self._ended.args)
+        try:
+            return await self._thread.run(operation)
+        except Disconnected as error:
+            self._end(error)
+            raise
+        except asyncio.CancelledError:
+            self._end(Disconnected("a call on this MPI transport was cancelled, so it cannot be used any more"))
+            raise
+
+    async def _collective(self, operation: mpi_thread.Operation[None]) -> None:
+        async with self._turn:  # ranks must enter collectives in one order: that of the calls
+            await self._run(operation)
+
+    def _end(self, reason: Disconnected) -> None:
+        if self._ended is None:
+            self._ended = reason
+            self._thread.end(reason)
+
+    def _check_rank(self, rank: int) -> None:
+        if not 0 <= rank < self.size:
+            raise AddressError(f"there is no rank {rank} in this world of {self.size} (0 to {self.size - 1})")
+
+
+def _offers_ulfm(world: MPI.Intracomm) -> bool:
+    try:
+        world.Is_revoked()
+    except NotImplementedError:
+        return False
+    return True

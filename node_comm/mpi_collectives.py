@@ -1,0 +1,144 @@
+"""Collectives over MPI, as operations for the MPI thread. Importing this module loads MPI.
+
+A collective first *arrives*: a small nonblocking all-reduce, tested with naps, tells each rank that all are here and
+whether all call the same thing. Only then it *moves*, with MPI's blocking call, which no longer waits for anyone.
+A rank that finds a mistake in its own arguments arrives nevertheless, and all ranks raise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from mpi4py import MPI
+
+from node_comm.agreement import Call, disagreement
+from node_comm.arrays import Description
+from node_comm.errors import BufferMismatch
+from node_comm.mpi_messages import completed, pieces
+from node_comm.mpi_thread import Operation
+
+#: Reduce in pieces of so many bytes, which stay in cache: up to 4 times faster than one call at 3 and 4 ranks.
+REDUCE_PIECE_BYTES = 1 << 20
+
+_TYPES = {
+    np.dtype(np.int8): MPI.INT8_T, np.dtype(np.int16): MPI.INT16_T, np.dtype(np.int32): MPI.INT32_T,
+    np.dtype(np.int64): MPI.INT64_T, np.dtype(np.uint8): MPI.UINT8_T, np.dtype(np.uint16): MPI.UINT16_T,
+    np.dtype(np.uint32): MPI.UINT32_T, np.dtype(np.uint64): MPI.UINT64_T, np.dtype(np.float32): MPI.FLOAT,
+    np.dtype(np.float64): MPI.DOUBLE,
+}
+_OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+
+
+class Collectives:
+    """Collectives on `comm`, which nothing else may use, one at a time. All methods belong to the MPI thread.
+
+    `call` is what this rank says about its entry. Where the calls of all ranks are not one collective, all raise
+    BufferMismatch, nothing is moved, and the communicator stays usable. Arrays are flat: uint8, but for `reduce`.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, max_chunk_bytes: int) -> None:
+        self._comm = comm
+        self._rank = comm.Get_rank()
+        self._size = comm.Get_size()
+        self._max_chunk_bytes = max_chunk_bytes
+
+    def arrive(self, call: Call) -> Operation[None]:
+        """Wait, at little cost, until all ranks are here and have made the same call."""
+        number = _digest(_common_part(call))
+        mine = np.array([number, -number], np.int64)
+        largest = np.empty(2, np.int64)
+        yield from completed([self._comm.Iallreduce(mine, largest, MPI.MAX)])
+        if largest[0] != -largest[1] or call.problem:
+            self._refuse(call)
+
+    def broadcast(self, call: Call, flat: np.ndarray) -> Operation[None]:
+        """Copy the root's array into the others'."""
+        yield from self.arrive(call)
+        for chunk in pieces(flat, self._max_chunk_bytes):
+            self._comm.Bcast([chunk, MPI.BYTE], call.root)
+
+    def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
+        """Combine the arrays elementwise into `out`, given at the root, which may be `flat` itself."""
+        yield from self.arrive(call)
+        kind, operation = _TYPES[flat.dtype], _OPERATIONS[call.operation]
+        length = max(1, min(REDUCE_PIECE_BYTES, self._max_chunk_bytes) // flat.itemsize)
+        if out is None:
+            for piece in pieces(flat, length):
+                self._comm.Reduce([piece, kind], None, operation, call.root)
+            return
+        # MPI forbids input and output to overlap; its own way round that, IN_PLACE, takes four times as long.
+        same = out.ctypes.data == flat.ctypes.data
+        if not same and np.may_share_memory(flat, out):
+            flat = flat.copy()
+        for piece, total in zip(pieces(flat, length), pieces(out, length), strict=True):
+            self._comm.Reduce([piece.copy() if same else piece, kind], [total, kind], operation, call.root)
+
+    def gather(self, call: Call, flat: np.ndarray, targets: Sequence[np.ndarray]) -> Operation[None]:
+        """Copy each rank's array into the root's `targets[rank]`."""
+        yield from self.arrive(call)
+        given = np.empty(self._size, np.int64)
+        self._comm.Gather(_digests(call.given), given, call.root)
+        self._check_fit(call, given)
+        yield from self._exchange({call.root: flat}, dict(enumerate(targets)))
+
+    def alltoall(self, call: Call, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Operation[None]:
+        """Copy `sources[k]` of each rank into `targets[rank]` of rank k."""
+        yield from self.arrive(call)
+        given = np.empty(self._size, np.int64)
+        self._comm.Alltoall(_digests(call.given), given)
+        self._check_fit(call, given)
+        yield from self._exchange(dict(enumerate(sources)), dict(enumerate(targets)))
+
+    def _check_fit(self, call: Call, given: np.ndarray) -> None:
+        """All ranks are here: refuse unless what comes to every rank (digests) is what it is ready to take."""
+        misfit = np.array([bool(call.taken) and (given != _digests(call.taken)).any()], np.int64)
+        self._comm.Allreduce(MPI.IN_PLACE, misfit, MPI.MAX)
+        if misfit[0]:
+            self._refuse(call)
+
+    def _refuse(self, call: Call) -> None:
+        """All ranks are here and know that something is wrong: see all calls, and raise."""
+        mine = np.frombuffer(msgspec.msgpack.encode(call), np.uint8)
+        lengths = np.empty(self._size, np.int64)
+        self._comm.Allgather(np.array([mine.size], np.int64), lengths)
+        starts = np.cumsum(lengths) - lengths
+        together = np.empty(lengths.sum(), np.uint8)
+        self._comm.Allgatherv([mine, MPI.BYTE], [together, lengths, starts, MPI.BYTE])
+        calls = [msgspec.msgpack.decode(part.tobytes(), type=Call) for part in np.split(together, starts[1:])]
+        raise BufferMismatch(disagreement(calls))
+
+    def _exchange(self, outgoing: Mapping[int, np.ndarray], incoming: Mapping[int, np.ndarray]) -> Operation[None]:
+        """Move bytes between ranks, straight from and into their arrays.
+
+        Gatherv and Alltoallv want one array for all ranks, with 32-bit offsets; here each rank has its own, and
+        staging would cost a copy and twice the memory.
+        """
+        if self._rank in outgoing and self._rank in incoming:
+            incoming[self._rank][:] = outgoing[self._rank]
+        # Each rank begins with its neighbour, lest all of them start with rank 0.
+        order = [(self._rank + step) % self._size for step in range(1, self._size)]
+        requests = [self._comm.Irecv([chunk, MPI.BYTE], peer)
+                    for peer in order if peer in incoming for chunk in pieces(incoming[peer], self._max_chunk_bytes)]
+        requests += [self._comm.Isend([chunk, MPI.BYTE], peer)
+                     for peer in order if peer in outgoing for chunk in pieces(outgoing[peer], self._max_chunk_bytes)]
+        yield from completed(requests)
+
+
+def _common_part(call: Call) -> object:
+    """What must be equal on all ranks; in transfers, the shapes may differ."""
+    if call.kind in ("gather", "alltoall"):
+        return call.kind, call.root, sorted({each.dtype for each in call.given}), call.problem
+    return call.kind, call.root, call.operation, call.given, call.problem
+
+
+def _digest(value: object) -> int:
+    """A number of 62 bits, so that its negative fits int64 too."""
+    digest = hashlib.blake2b(msgspec.msgpack.encode(value), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 2
+
+
+def _digests(descriptions: Sequence[Description]) -> np.ndarray:
+    return np.array([_digest(description) for description in descriptions], np.int64)

@@ -1,0 +1,139 @@
+"""The one thread that makes a rank's MPI calls, so that the event loop never waits in one.
+
+An *operation* is a generator: each `yield` means "not yet, look again later", its return value is the result. The
+thread steps all pending operations in turn. Between looks it naps, longer the longer nothing has happened, in the
+queue through which new operations come: a new one wakes it at once, and a thread with no operation sleeps for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from node_comm.errors import Disconnected
+
+Result = TypeVar("Result")
+Operation = Generator[None, None, Result]
+
+#: After a change, look again without sleeping for so long (seconds): most small messages are answered within it.
+EAGER_SECONDS = 100e-6
+#: Then nap for this share of the time already waited, so that no wait is prolonged by more than about this share...
+NAP_SHARE = 1 / 16
+#: ...but never longer than this (seconds), so that a rank that waits for minutes still answers at once.
+LONGEST_NAP = 1e-3
+#: How long a thread that is asked to stop may take (seconds); it overruns only inside a blocking call of a dead world.
+STOP_SECONDS = 5.0
+
+#: Operations that were cut off. MPI may still use their buffers until it is finalized, so they are never freed.
+_cut_off: list[_Job] = []
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    operation: Operation[Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+    def step(self, translate: Callable[[Exception], Exception]) -> bool:
+        """Look once; True when the operation has ended, and its future has been told."""
+        try:
+            next(self.operation)
+        except StopIteration as end:
+            self.settle(end.value, None)
+        except Exception as error:
+            self.settle(None, translate(error))
+        else:
+            return False
+        return True
+
+    def settle(self, result: object, error: Exception | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has been closed: nobody waits any more
+            self.loop.call_soon_threadsafe(_settle, self.future, result, error)
+
+
+def _settle(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():  # cancelled meanwhile
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
+
+
+class OperationThread:
+    """Runs operations in one thread, started here; `translate` turns what they raise into what callers get."""
+
+    def __init__(self, name: str, translate: Callable[[Exception], Exception]) -> None:
+        self._translate = translate
+        self._inbox: queue.SimpleQueue[_Job | Disconnected] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+        # A rank that ends without `stop` must not finalize MPI under the feet of this thread.
+        atexit.register(self._stop_at_exit)
+
+    async def run(self, operation: Operation[Result]) -> Result:
+        """Hand `operation` over and await its result. Cancelling the wait does not stop the operation."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._inbox.put(_Job(operation, loop, future))
+        return await future
+
+    def end(self, reason: Disconnected) -> None:
+        """Stop soon: pending operations, and those submitted later, raise Disconnected with `reason`'s text."""
+        self._inbox.put(reason)
+
+    async def stop(self, reason: Disconnected) -> bool:
+        """`end`, and wait until the thread has ended; False if it has not within STOP_SECONDS."""
+        self.end(reason)
+        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+        atexit.unregister(self._stop_at_exit)
+        return not self._thread.is_alive()
+
+    def _stop_at_exit(self) -> None:
+        self.end(Disconnected("this process ends"))
+        self._thread.join(STOP_SECONDS)
+
+    def _serve(self) -> None:
+        jobs: list[_Job] = []
+        last_change = time.monotonic()
+        while True:
+            waited = time.monotonic() - last_change
+            arrived = self._next(waited) if jobs else self._inbox.get()
+            if isinstance(arrived, Disconnected):
+                self._cut(jobs, arrived)
+                return
+            if arrived is not None:
+                jobs.append(arrived)
+            pending = [job for job in jobs if not job.step(self._translate)]
+            if arrived is not None or len(pending) < len(jobs):
+                last_change = time.monotonic()
+            jobs = pending
+
+    def _next(self, waited: float) -> _Job | Disconnected | None:
+        """The next submission, or None after a nap that fits the seconds waited so far."""
+        try:
+            if waited < EAGER_SECONDS:
+                os.sched_yield()  # another rank may share this core
+                return self._inbox.get_nowait()
+            return self._inbox.get(timeout=min(waited * NAP_SHARE, LONGEST_NAP))
+        except queue.Empty:
+            return None
+
+    def _cut(self, jobs: list[_Job], reason: Disconnected) -> None:
+        _cut_off.extend(jobs)
+        while True:
+            for job in jobs:
+                job.settle(None, Disconnected(*reason.args))
+            try:
+                late = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            jobs = [late] if isinstance(late, _Job) else []
