@@ -1,0 +1,121 @@
+"""What must hold between keys. Each rule names the key to change; a rule whose keys were refused already is skipped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from federation.config_schema import Config, TrackerConfig, TrainerConfig
+from federation.data.sampling import cohort_size_of
+
+Sound = Callable[..., bool]
+Broken = tuple[str, str]
+
+_TRANSPORTS = {"serial": "memory", "parallel": "processes", "mpi": "mpi", "server": "grpc", "client": "grpc"}
+_TRACKER_SETTINGS = {"mlflow": ("uri", "experiment", "run_name"),
+                     "wandb": ("project", "entity", "mode", "run_name", "api_key")}
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):([0-9]+)")
+
+
+def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
+    """The rules that `config` breaks, as (key, message); `sound(*keys)` says whether none of them was refused."""
+    yield from broken_trainer_rules(config.trainer_config, sound)
+    if config.mode != "client":
+        yield from _clients(config, sound)
+    yield from _evaluation(config, sound)
+    yield from _sides(config, sound)
+    if config.mode in ("server", "client", "distributed"):
+        yield from _network(config, sound)
+    yield from _transport(config, sound)
+    yield from _tracker(config.tracker, sound)
+
+
+def broken_trainer_rules(config: TrainerConfig, sound: Sound) -> Iterator[Broken]:
+    """The rules within `trainer_config`."""
+    size, fraction, least = (f"trainer_config.{name}" for name in ("cohort_size", "fraction", "min_clients"))
+    if config.cohort_size is not None and config.fraction is not None and sound(size, fraction):
+        yield size, (f"{config.cohort_size}, and fraction: {config.fraction} as well; keep one of the two")
+    elif config.cohort_size is not None and config.cohort_size < config.min_clients and sound(size, least):
+        yield size, f"{config.cohort_size} is less than min_clients, {config.min_clients}; no round could count"
+
+
+def _clients(config: Config, sound: Sound) -> Iterator[Broken]:
+    trainer, total = config.trainer_config, config.num_clients
+    size, fraction, least = (f"trainer_config.{name}" for name in ("cohort_size", "fraction", "min_clients"))
+    if not sound("num_clients", "trainer_config"):
+        return
+    if trainer.min_clients > total and sound(least):
+        yield least, f"{trainer.min_clients} is more than num_clients, {total}; wanted is at most num_clients"
+    if trainer.cohort_size is not None and trainer.cohort_size > total and sound(size):
+        yield size, f"{trainer.cohort_size} is more than num_clients, {total}; wanted is at most num_clients"
+    if trainer.fraction is not None and trainer.cohort_size is None and sound(fraction, least):
+        cohort = cohort_size_of(trainer.fraction, total)
+        if cohort < trainer.min_clients <= total:
+            yield fraction, (f"{trainer.fraction} of {total} clients is {cohort}, less than min_clients, "
+                             f"{trainer.min_clients}; no round could count")
+
+
+def _evaluation(config: Config, sound: Sound) -> Iterator[Broken]:
+    where, share = "trainer_config.evaluate", "data.client_test_fraction"
+    wanted = config.trainer_config.evaluate in ("clients", "both")
+    if wanted and config.data.enabled and config.data.client_test_fraction == 0 and sound(where, share, "data"):
+        yield where, (f"{config.trainer_config.evaluate} needs test data on the clients; set {share}, such as 0.2, or "
+                      "evaluate: server")
+
+
+def _sides(config: Config, sound: Sound) -> Iterator[Broken]:
+    if not sound("role", "mode"):
+        return
+    if config.mode == "distributed" and config.role is None:
+        yield "mode", "distributed needs role: server or role: client as well; or name mode server or client"
+    if config.mode in ("server", "client") and config.role not in (config.mode, None):
+        yield "role", f"{config.role} contradicts mode {config.mode}; leave role out, or change one of them"
+    if config.mode not in ("client", "server", "distributed") and config.role == "client":
+        yield "role", f"client goes with mode client or distributed, not with mode {config.mode}"
+
+
+def _network(config: Config, sound: Sound) -> Iterator[Broken]:
+    transport, tls = config.transport, config.transport.tls
+    if not sound("transport", "transport.tls", "transport.insecure"):
+        return
+    if transport.address is None and sound("transport.address", "mode"):
+        yield "transport.address", f"is missing: mode {config.mode} needs the server's address, as host:port"
+    is_server = "server" in (config.mode, config.role)
+    if is_server and not transport.insecure and not (tls.cert and tls.key) and sound("transport.tls.cert",
+                                                                                    "transport.tls.key"):
+        yield "transport.tls", ("a server needs cert and key; where everyone may read the network's traffic, say "
+                                "transport.insecure: true")
+    if transport.token is not None and transport.token.is_masked:
+        yield "transport.token", "*** is how a saved configuration shows it; give it again, best as '${env:NAME}'"
+
+
+def _transport(config: Config, sound: Sound) -> Iterator[Broken]:
+    transport, tls = config.transport, config.transport.tls
+    if transport.address is not None and sound("transport.address"):
+        match = _ADDRESS.fullmatch(transport.address)
+        if match is None:
+            yield "transport.address", f"{transport.address} is not of the form host:port, such as node1:9000"
+        elif match[1] != str(int(match[1])) or not 1 <= int(match[1]) <= 65535:
+            yield "transport.address", (f"{transport.address} has no port from 1 to 65535, written without leading "
+                                        "zeros")
+    if transport.insecure and (tls.ca or tls.cert or tls.key) and sound("transport.insecure", "transport.tls"):
+        yield "transport.insecure", "true contradicts transport.tls; keep one of the two"
+    if bool(tls.cert) != bool(tls.key) and sound("transport.tls", "transport.tls.cert", "transport.tls.key"):
+        missing = "key" if tls.cert else "cert"
+        yield f"transport.tls.{missing}", "is missing: cert and key go together"
+    needed = _TRANSPORTS.get(config.mode)
+    if needed and transport.mode not in ("auto", needed) and sound("mode", "transport.mode"):
+        yield "transport.mode", f"{transport.mode} contradicts mode {config.mode}, which needs {needed}; leave it out"
+
+
+def _tracker(tracker: TrackerConfig, sound: Sound) -> Iterator[Broken]:
+    if not sound("tracker", "tracker.name"):
+        return
+    allowed = _TRACKER_SETTINGS.get(tracker.name, ())
+    for name in ("uri", "experiment", "project", "entity", "mode", "run_name", "api_key"):
+        if getattr(tracker, name) is not None and name not in allowed:
+            owners = " or ".join(owner for owner, names in _TRACKER_SETTINGS.items() if name in names)
+            yield f"tracker.{name}", f"is a setting of {owners}, and the tracker is {tracker.name}"
+    if tracker.uri is not None and re.match(r"[^/@]+://[^/@]*:[^/@]*@", tracker.uri):
+        yield "tracker.uri", ("holds a password, which would be saved with the run; mlflow takes it from the "
+                              "environment, as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
