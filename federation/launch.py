@@ -40,7 +40,11 @@ def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
         config = load_config_from_dict(config)
     elif isinstance(config, str | os.PathLike):
         config = load_config(config)
-    mode = choose_mode(config, os.environ)
+    return run_in(choose_mode(config, os.environ), config, resume=resume, quiet=quiet)
+
+
+def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool = True) -> Any:
+    """`run` in a mode that is known to fit the world that this process is in."""
     match mode:
         case "serial":
             return _run_serial(config, resume, quiet)

@@ -182,7 +182,9 @@ class ServerNode:
         must not change before the next broadcast.
         """
         if not isinstance(weights, Weights):
-            weights = Weights.of(weights)
+            known, given = self.host.weights, weights
+            weights = Weights.of(given) if known is None else Weights.zeros(known.layout)
+            weights.copy_from(given, who="broadcast_weights")
         self._version += 1
         self.host.weights = weights
         if self._ranks:

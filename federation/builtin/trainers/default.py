@@ -115,8 +115,13 @@ class DefaultTrainer(Trainer):
         failures = {problem.client_id: f"{problem.kind}: {problem.reason}" for problem in fitted.problems}
         return {"round": self.round, "cohort_size": len(fitted.plan.cohort), "clients_failed": len(failures),
                 **({"failures": failures} if failures else {}), "num_samples": fitted.num_samples, **training, **metrics,
-                "seconds": self.timer.take(fitted.seconds), "bytes_down": nbytes * len(fitted.plan.cohort),
+                "seconds": self._seconds(fitted), "bytes_down": nbytes * len(fitted.plan.cohort),
                 "bytes_up": nbytes * len(fitted.outcomes)}
+
+    def _seconds(self, fitted: Fitted) -> dict[str, float]:
+        """Seconds by phase on this rank, and the longest and the mean fit over the ranks that trained."""
+        trained = [seconds for rank, seconds in fitted.seconds.items() if rank in fitted.ranks.values()]
+        return {**self.timer.take(), "fit_max": max(trained), "fit_mean": sum(trained) / len(trained)}
 
     def snapshot(self) -> Snapshot:
         """All that the next round depends on, as of the last commit. Weights and state are live: copy to keep."""

@@ -1,0 +1,49 @@
+"""Placement: every client once, at home where it has one, and within the bound of longest-first."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federation.node.placement import Costs, place
+from federation.node.proxy import natural
+
+costs_of = st.dictionaries(st.integers(0, 30).map(lambda index: f"client_{index}"), st.floats(0.01, 100), max_size=9)
+
+
+@given(costs_of, st.integers(1, 3), st.data())
+def test_every_client_is_placed_once(costs, ranks, data):
+    homes = data.draw(st.dictionaries(st.sampled_from(sorted(costs)), st.integers(1, ranks))) if costs else {}
+    for policy in ("balanced", "last_rank"):
+        shares = place(costs, homes, range(1, ranks + 1), policy)
+        assert sorted(itertools.chain(*shares.values())) == sorted(costs)
+        assert sorted(shares) == list(range(1, ranks + 1))
+        assert all(client in shares[rank] for client, rank in homes.items())
+
+
+@given(costs_of.filter(bool), st.integers(1, 3))
+def test_the_longest_rank_is_near_the_best(costs, ranks):
+    """Graham 1969: longest first is at most 4/3 - 1/(3m) of the best schedule, found here by trying all."""
+    shares = place(costs, {}, range(ranks))
+    longest = max(sum(costs[client] for client in share) for share in shares.values())
+    best = min(max(sum(cost for cost, rank in zip(costs.values(), ranks_of, strict=True) if rank == wanted)
+                   for wanted in range(ranks))
+               for ranks_of in itertools.product(range(ranks), repeat=min(len(costs), 6))) if len(costs) <= 6 else None
+    if best is not None:
+        assert longest <= (4 / 3 - 1 / (3 * ranks)) * best * (1 + 1e-9)
+
+
+def test_costs_follow_measurement():
+    costs = Costs()
+    assert costs.of("a", 10) == 10
+    costs.observe("a", 10, 2.0)
+    assert costs.of("a", 10) == 2.0
+    assert costs.of("b", 20) == 4.0
+    costs.observe("a", 10, 4.0)
+    assert costs.of("a", 10) == 3.0
+
+
+def test_names_in_natural_order():
+    assert sorted(["client_10", "client_9", "b", "client_1"], key=natural) == ["b", "client_1", "client_9", "client_10"]

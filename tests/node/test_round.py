@@ -1,0 +1,306 @@
+"""One round over a world in memory: what goes in, what comes out, what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from federation import ClientUpdate
+from federation.builtin import DefaultTrainer, FedAvgAggregator
+from federation.core.weights import Weights
+from federation.errors import ClientError, Diverged, RoundError, UpdateError
+from federation.node.server import Plan, check_problems
+from tests.node.worlds import Arrays, constant, f32, in_world, names
+
+
+def fit_and_mean(arrays, answers, **plan):
+    """The mean after one round, as a dict of arrays."""
+
+    async def program(server):
+        start = Weights.of(arrays)
+        await server.broadcast_weights(start)
+        fitted = await server.fit(Plan(1, server.get_connected_clients(), **plan))
+        check_problems(fitted, 1, "drop")
+        mean = Weights.zeros(start.layout)
+        await server.mean(fitted, out=mean)
+        return dict(mean.items())
+
+    return in_world(arrays, answers, program)
+
+
+def fit_and_rows(arrays, answers):
+    async def program(server):
+        await server.broadcast_weights(Weights.of(arrays))
+        fitted = await server.fit(Plan(1, server.get_connected_clients(), needs="rows"))
+        return await server.updates(fitted)
+
+    return in_world(arrays, answers, program)
+
+
+def test_weights_by_samples():
+    """S-AGG-04: A n=10 [1,2], B n=30 [3,6], C n=0 [100,100] give [2.5, 5], with and without C."""
+    answers = {"a": constant([f32(1, 2)], 10), "b": constant([f32(3, 6)], 30), "c": constant([f32(100, 100)], 0)}
+    for chosen in (answers, {name: answers[name] for name in "ab"}):
+        assert fit_and_mean({"w": f32(0, 0)}, chosen)["w"].tolist() == [2.5, 5.0]
+
+
+def test_any_order_of_ranks_gives_the_same_bits():
+    """S-AGG-14: (1e8, 1, -1e8) has the mean 1/3, however the three are spread."""
+    for values in itertools.permutations((1e8, 1.0, -1e8)):
+        answers = {name: constant([f32(value)]) for name, value in zip(names(3), values, strict=True)}
+        assert fit_and_mean({"w": f32(0)}, answers)["w"][0] == np.float32(1 / 3)
+
+
+def test_integer_buffers():
+    """S-AGG-01: running_mean is averaged; the batch counter is the rounded mean, int64 and 0-d."""
+    start = {"bn.running_mean": f32(0, 0), "bn.num_batches_tracked": np.array(0)}
+    answers = {"a": constant({"bn.running_mean": f32(0, 4), "bn.num_batches_tracked": np.array(7)}, 1),
+               "b": constant({"bn.running_mean": f32(4, 8), "bn.num_batches_tracked": np.array(8)}, 3)}
+    mean = fit_and_mean(start, answers)
+    assert mean["bn.running_mean"].tolist() == [3, 7]
+    counter = mean["bn.num_batches_tracked"]
+    assert (counter.dtype, counter.shape, int(counter)) == (np.int64, (), 8)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, ">f8", "?", np.float64])
+def test_dtypes(dtype):
+    """S-COMM-04 and S-AGG-05: half precision, foreign byte order and masks keep their dtype and their values."""
+    values = np.array([1, 0, 1], dtype)
+    mean = fit_and_mean({"w": values}, {name: constant([values]) for name in names(3)})["w"]
+    assert mean.astype(float).tolist() == [1, 0, 1]
+    assert mean.dtype == np.dtype(dtype).newbyteorder("=")
+
+
+def test_scalars_and_empty_arrays_keep_their_shape():
+    """S-COMM-03: (), (0, 4), (1,) and a mask through a whole round, names and order unchanged."""
+    state = {"step": np.array(7), "none": np.zeros((0, 4), np.float32), "one": f32(2), "mask": np.array([True, False, True])}
+    mean = fit_and_mean(state, {"client_0": constant(state)})
+    assert list(mean) == list(state)
+    for name, wanted in state.items():
+        assert (mean[name].shape, mean[name].dtype) == (wanted.shape, wanted.dtype)
+        assert mean[name].tobytes() == wanted.tobytes()
+
+
+def test_names_match_whatever_their_order():
+    """S-AGG-11 b: the same keys in reverse order are matched by name."""
+    start = {"first": f32(0), "second": f32(0)}
+    answers = {"a": constant({"first": f32(1), "second": f32(2)}), "b": constant({"second": f32(4), "first": f32(3)})}
+    mean = fit_and_mean(start, answers)
+    assert (mean["first"][0], mean["second"][0]) == (2, 3)
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"w": np.zeros((1, 3), np.float32), "b": f32(0)}, ["client_1", "'w'", "(3, 1)", "(1, 3)"]),
+    ({"w": np.zeros((3, 1), np.float32), "extra": f32(0)}, ["client_1", "b", "extra"]),
+    ({"w": np.zeros((3, 1), np.complex64), "b": f32(0)}, ["client_1", "'w'", "complex64"]),
+])
+def test_updates_that_do_not_fit(given, words):
+    """S-AGG-11 a, c, S-COMM-02: an error that names client, parameter and both; never a broadcast shape."""
+    start = {"w": np.zeros((3, 1), np.float32), "b": f32(0)}
+    with pytest.raises(UpdateError) as caught:
+        fit_and_mean(start, {"client_0": constant(start), "client_1": constant(given)})
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_uploaded_states_stay_what_they_were():
+    """S-AGG-06: W=2, clients add +1, +4, -3: they send 3, 6, -1, and the mean is 8/3."""
+    steps = dict(zip(names(3), (1, 4, -3), strict=True))
+    answers = {name: (lambda start, context, step=step: ([start[0] + np.float32(step)], 1)) for name, step in steps.items()}
+    updates = fit_and_rows({"w": f32(2)}, answers)
+    aggregated = FedAvgAggregator().aggregate(updates)
+    assert [float(update.weights[0][0]) for update in updates] == [3, 6, -1]
+    assert aggregated[0][0] == np.float32(8 / 3)
+    assert fit_and_mean({"w": f32(2)}, answers)["w"][0] == np.float32(8 / 3)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_diverged_update_is_left_out(bad):
+    """S-AGG-10: [1,1], [3,3] and one that is not finite give [2,2], by reduction and by rows."""
+    answers = {"a": constant([f32(1, 1)]), "b": constant([f32(3, 3)]), "c": constant([f32(bad, 2)])}
+    assert fit_and_mean({"w": f32(0, 0)}, answers)["w"].tolist() == [2, 2]
+    updates = fit_and_rows({"w": f32(0, 0)}, answers)
+    assert [update.client_id for update in updates] == ["a", "b"]
+
+
+def test_divergence_can_be_an_error_and_all_diverged_is_one(caplog):
+    """S-AGG-10: the warning names client, parameter and round."""
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of({"w": f32(0)}))
+        return await server.fit(Plan(4, server.get_connected_clients()))
+
+    fitted = in_world({"w": f32(0)}, {"a": constant([f32(np.nan)])}, program)
+    with pytest.raises(Diverged):
+        check_problems(fitted, 1, "raise")
+    with pytest.raises(RoundError, match="min_clients=1"):
+        check_problems(fitted, 1, "drop")
+    assert all(word in caplog.text for word in ("'w'", "round 4", "a diverged"))
+
+
+def test_no_samples_at_all():
+    """S-AGG-03: an error with round and clients; nothing becomes NaN."""
+    answers = {"a": constant([f32(5, 1)], 0), "b": constant([f32(2, 8)], 0)}
+    with pytest.raises(RoundError, match=r"round 1: .*\(a, b\).* 0"):
+        fit_and_mean({"w": f32(0, 0)}, answers)
+
+
+def test_evaluation_is_weighted_by_evaluation_samples():
+    """S-AGG-13: 10 samples at 0.9 and 90 at 0.5 make 0.54."""
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of({"w": f32(0)}))
+        _, clients, _ = await server.evaluate(1, 0, server.get_connected_clients())
+        return clients.means()
+
+    evaluations = {"a": (10, {"accuracy": 0.9}), "b": (90, {"accuracy": 0.5})}
+    answers = {"a": constant([f32(0)], 100), "b": constant([f32(0)], 10)}
+    assert in_world({"w": f32(0)}, answers, program, evaluations)["accuracy"] == 0.54
+
+
+def test_reduction_and_rows_agree_to_the_last_bit():
+    """The two ways to the mean: one reduction over ranks, and FedAvgAggregator.aggregate on the rows."""
+    generator = np.random.default_rng(5)
+    start = {"w": generator.normal(size=(7, 5)).astype(np.float32), "b": generator.normal(size=3)}
+    answers = {name: constant({key: (value + generator.normal(size=value.shape)).astype(value.dtype)
+                               for key, value in start.items()}, int(generator.integers(1, 500))) for name in names(6)}
+    updates = fit_and_rows(start, answers)
+    by_rows = FedAvgAggregator().aggregate(updates, Weights.of(start))
+    by_mean = fit_and_mean(start, answers)
+    total = sum(update.num_samples for update in updates)
+    for name in start:
+        assert by_rows[name].tobytes() == by_mean[name].tobytes()
+        exact = sum(update.weights[name].astype(np.longdouble) * update.num_samples for update in updates) / total
+        assert np.max(np.abs(by_mean[name] - exact) / np.spacing(np.abs(exact).astype(start[name].dtype))) <= 1.0
+
+
+def test_uniform_weighting():
+    answers = {"a": constant([f32(1)], 10), "b": constant([f32(3)], 30)}
+    assert fit_and_mean({"w": f32(0)}, answers, weighting="uniform")["w"][0] == 2
+
+
+@pytest.mark.parametrize("reduction", ["float32", "float64"])
+def test_inexact_reductions_are_near(reduction):
+    answers = {"a": constant([f32(1, 5)], 10), "b": constant([f32(3, 9)], 30)}
+    mean = fit_and_mean({"w": f32(0, 0)}, answers, reduction=reduction)["w"]
+    np.testing.assert_allclose(mean, [2.5, 8], rtol=1e-6)
+
+
+def test_collect_results_in_the_order_of_the_clients():
+    answers = {name: constant([f32(index)], index + 1) for index, name in enumerate(names(12))}
+
+    async def program(server):
+        await server.broadcast_weights([f32(0)])
+        clients = server.get_connected_clients()
+        results = await server.collect_results(clients, "fit", {"epochs": 5})
+        return [client.client_id for client in clients], results
+
+    order, results = in_world({"0": f32(0)}, answers, program)
+    assert order == list(names(12))
+    assert [result.num_samples for result in results] == list(range(1, 13))
+    assert [float(result.weights[0][0]) for result in results] == list(range(12))
+    assert ClientUpdate.from_result("client_3", results[3]).num_samples == 4
+
+
+def test_collect_results_names_the_client_that_fails():
+    async def program(server):
+        await server.broadcast_weights([f32(0)])
+        await server.collect_results(server.get_connected_clients(), "fit")
+
+    with pytest.raises(ClientError, match="client_1") as caught:
+        in_world({"0": f32(0)}, {"client_0": constant([f32(0)]), "client_1": lambda *_: KeyError("lost")}, program)
+    assert "KeyError: 'lost'" in caught.value.traceback
+
+
+def test_collect_results_refuses_other_methods():
+    async def program(server):
+        await server.collect_results(server.get_connected_clients(), "predict")
+
+    with pytest.raises(ValueError, match="'predict'; clients answer to 'fit' and 'evaluate'"):
+        in_world({"0": f32(0)}, {"client_0": constant([f32(0)])}, program)
+
+
+def test_one_order_one_broadcast_one_reduction_a_round():
+    """The operations of FedAvg, counted at the transport of rank 0 over five rounds and four ranks."""
+    counted: dict[str, int] = {}
+
+    def count(transport):
+        if transport.rank == 0:
+            for verb in ("send", "broadcast", "reduce", "gather", "alltoall"):
+                def counting(*args, verb=verb, original=getattr(transport, verb), **kwargs):
+                    counted[verb] = counted.get(verb, 0) + 1
+                    return original(*args, **kwargs)
+                setattr(transport, verb, counting)
+        return transport
+
+    async def program(server):
+        counted.clear()
+        trainer = DefaultTrainer(server, Arrays({"w": f32(0)}), FedAvgAggregator(),
+                                 {"max_rounds": 5, "min_clients": 1, "evaluate": "none"})
+        await trainer.run()
+        return dict(counted)
+
+    found = in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(4)}, program, wrap=count)
+    first = 1  # the initial weights
+    assert found.get("broadcast") == 5 + first
+    assert found.get("reduce") == 5
+    assert found.get("gather", 0) == found.get("alltoall", 0) == 0
+    # To each of four ranks: that weights follow, whom to train, and that the sums are wanted.
+    assert found["send"] == 4 * (5 * 3 + first)
+
+
+def test_a_round_that_fails_changes_nothing():
+    """A round is a transaction: weights, round number and aggregator state are those of the last commit."""
+    calls = itertools.count(1)
+
+    def answer(start, context):
+        return ([start[0] + np.float32(1)], 1) if next(calls) < 3 else ([f32(np.nan)], 1)
+
+    async def program(server):
+        trainer = DefaultTrainer(server, Arrays({"w": f32(0)}), FedAvgAggregator(), {"max_rounds": 5, "min_clients": 1})
+        with pytest.raises(RoundError):
+            await trainer.run()
+        return trainer.round, float(trainer.weights[0][0])
+
+    assert in_world({"w": f32(0)}, {"client_0": answer}, program) == (2, 2.0)
+
+
+def test_waiting_for_clients_that_do_not_come():
+    """S-LIFE-08: the error says how many are there, how many are wanted."""
+    async def program(server):
+        await server.wait_for_clients(3, timeout=0.05)
+
+    with pytest.raises(RoundError, match="1 of 3 clients"):
+        in_world({"w": f32(0)}, {"client_0": constant([f32(0)])}, program)
+
+
+def test_two_clients_of_one_name_are_refused():
+    from node_comm import CommError, memory
+
+    from federation import ClientNode, ServerNode
+    from tests.node.worlds import Answers
+
+    async def main(transport):
+        if transport.rank == 0:
+            server = ServerNode(transport=transport)
+            await server.start()
+            await asyncio.sleep(0.1)
+            with pytest.raises(Exception, match="two clients are called 'twin'"):
+                await server.wait_for_clients(2, timeout=5)
+            await server.stop()
+        else:
+            client = ClientNode({"node_id": "twin"}, transport=transport)
+            client.bind(Answers(Arrays({"w": f32(0)}), constant([f32(0)])))
+            await asyncio.sleep(0.02 * transport.rank)
+            try:
+                await client.connect_and_register()
+                await client.wait()
+            except CommError:
+                pass
+            await client.stop()
+
+    memory.run(main, 3)

@@ -1,0 +1,177 @@
+"""What goes wrong while running: a client, a rank, a signal. Nothing hangs, nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import ENVIRONMENT, command
+
+FAULTY = ["plugins=[tests/system/faulty.py]", "components.learner=test.learner.faulty",
+          "components.model=model.numpy.linear", "num_clients=4", "trainer_config.max_rounds=3", "tracker=none"]
+WORLDS = [dict(mode="serial"), dict(mode="parallel"), dict(ranks=3)]
+NAMES = ["serial", "parallel", "mpi"]
+
+
+def faulty(fault: str, **learner: object) -> list[str]:
+    return [*FAULTY, "num_workers=2", f"learner_config.fault={fault}",
+            *(f"learner_config.{key}={value}" for key, value in learner.items())]
+
+
+@pytest.fixture(params=WORLDS, ids=NAMES)
+def world(request):
+    return request.param
+
+
+def test_a_client_that_raises_contributes_nothing(launch, world):
+    run = launch(settings=faulty("raise", client="client_1", round=2), **world)
+    assert [row["clients_failed"] for row in run.rows] == [0, 1, 0]
+    assert "client_1" in run.stderr
+    assert "deliberate fault of client_1" in run.stderr
+    assert "Traceback" in run.stderr
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf"])
+def test_a_diverged_client_is_dropped(launch, world, fault):
+    """S-AGG-10: named with parameter and round, counted, and the global model stays finite."""
+    run = launch(settings=faulty(fault, client="client_2", round=2), **world)
+    assert [row["clients_failed"] for row in run.rows] == [0, 1, 0]
+    assert "client_2" in run.stderr
+    assert "round 2" in run.stderr
+    assert run.summary["final"]["accuracy"] == run.summary["final"]["accuracy"]
+
+
+def test_a_diverged_client_ends_the_run_when_asked(launch, world):
+    """S-AGG-10: the policy `raise`."""
+    run = launch(settings=[*faulty("nan", client="client_2", round=2), "on_divergence=raise"], status=1, **world)
+    assert "client_2" in run.stderr
+    assert len(run.rows) == 1
+
+
+def test_too_few_successes_end_the_run(launch, world):
+    """S-AGG-10: all clients bad: the round fails and the checkpoint before it stays."""
+    run = launch(settings=faulty("nan", round=3), status=1, **world)
+    assert "min_clients" in run.stderr
+    assert [row["round"] for row in run.rows] == [1, 2]
+    assert (run.folder / "checkpoints" / "round_000002.h5").exists()
+
+
+def test_samples_that_add_up_to_zero(launch, world):
+    """S-AGG-03: the same error in every mode, with round and clients, and no NaN."""
+    run = launch(settings=faulty("no_samples", round=2), status=1, **world)
+    assert "round 2" in run.stderr
+    assert "add up to 0" in run.stderr
+    assert "client_0" in run.stderr
+
+
+def test_a_shape_that_differs_ends_the_run(launch, world):
+    """S-COMM-08 and S-AGG-11: named with client, parameter and both shapes, on all ranks, within 10 s."""
+    run = launch(settings=faulty("shape", client="client_1"), status=1, **world)
+    for part in ("client_1", "(10, 64)", "(10, 63)"):
+        assert part in run.stderr
+    assert run.seconds < 30
+
+
+@pytest.mark.parametrize("fault", ["float64", "fortran"])
+def test_dtype_and_order_of_an_update_do_not_matter(launch, world, fault):
+    """S-COMM-01 and S-COMM-02: one client in another float width or memory order gives the right mean."""
+    assert launch(settings=faulty(fault, client="client_1"), **world).rows == \
+        launch(settings=faulty("none"), mode="serial").rows
+
+
+@pytest.mark.parametrize("fault", ["count", "nothing"])
+def test_a_result_that_makes_no_sense(launch, world, fault):
+    run = launch(settings=faulty(fault, client="client_1", round=2), status=None, **world)
+    assert "client_1" in run.stderr
+    assert run.status == (1 if fault == "count" else 0)
+
+
+def test_an_evaluation_that_raises_ends_the_run(launch, world):
+    """S-LIFE-02: an error of the server's evaluation in the last round is no success."""
+    run = launch(settings=faulty("evaluate", round=3), status=None, **world)
+    assert 1 <= run.status <= 125
+    assert run.stderr.count("deliberate fault of the evaluation") >= 1
+
+
+@pytest.mark.parametrize("world", WORLDS[1:], ids=NAMES[1:])
+def test_a_process_that_dies_ends_the_job(launch, world):
+    """S-LIFE-03: within seconds, with the exit status, and never a silent rest."""
+    run = launch(settings=faulty("exit", client="client_1", round=2), status=None, **world)
+    assert 1 <= run.status <= 125
+    assert "7" in run.stderr
+
+
+def test_an_import_that_fails_on_one_rank(launch, tmp_path):
+    """S-LIFE-01: mpirun ends within seconds, not at the job's time limit."""
+    plugin = tmp_path / "picky.py"
+    plugin.write_text("import os\nif os.environ.get('OMPI_COMM_WORLD_RANK') == '2':\n    raise ImportError('not here')\n")
+    run = launch(settings=[*FAULTY, f"plugins=[tests/system/faulty.py,{plugin}]"], ranks=3, status=None)
+    assert 1 <= run.status <= 125
+    assert "not here" in run.stderr
+
+
+def test_a_hung_client_ends_the_round(launch, world):
+    """S-LIFE-08: the time-out names who is missing."""
+    run = launch(settings=[*faulty("hang", client="client_1", round=2), "trainer_config.round_timeout=2"], status=1, **world)
+    assert "round_timeout" in run.stderr
+    assert "round 2" in run.stderr
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Processes whose command line names `folder`, or that were started by one that does."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+                if str(folder).encode() in environment and entry.name != str(os.getpid()):
+                    found.append(f"{entry.name} {(entry / 'cmdline').read_bytes()!r} {(entry / 'stat').read_text()}")
+            except OSError:
+                continue
+    return [process for process in found if ") Z " not in process]
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=NAMES)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_leaves_a_checkpoint_and_nothing_else(launch, tmp_path, world, sent):
+    """S-LIFE-06 and S-HPC-04: status 75, no process, no segment; and the run goes on from there to the same end."""
+    settings = [*faulty("none", delay=0.05), "trainer_config.max_rounds=40", "checkpoint.every=1000"]
+    folder = tmp_path / "stopped"
+    before = set(os.listdir("/dev/shm"))
+    line = command("--output_dir", str(folder), "--quiet", *(["--mode", world["mode"]] if "mode" in world else []),
+                   "--set", *settings, ranks=world.get("ranks"))
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          env={**os.environ, **ENVIRONMENT, "MARK": str(folder)}) as process:
+        wait_for_rows(folder, 3)
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=30)
+    # mpirun answers SIGINT and SIGTERM itself: it ends its ranks, and reports its own status.
+    assert process.returncode == 75 or ("ranks" in world and process.returncode in (1, 130, 143)), stderr
+    if process.returncode == 75:
+        assert list((folder / "checkpoints").glob("round_*.h5")), stderr
+    deadline = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(folder)
+    assert {name for name in set(os.listdir("/dev/shm")) - before if "sem.mp" in name or "fed" in name} == set()
+    resumed = launch("--resume", folder=folder, settings=settings, **world)
+    assert resumed.result == launch(settings=settings, mode="serial").result
+    assert [row["round"] for row in resumed.rows] == list(range(1, 41))
+
+
+def wait_for_rows(folder: Path, count: int, seconds: float = 60) -> None:
+    """Wait until the run in `folder` has recorded `count` rounds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if (folder / "metrics.jsonl").read_text().count("\n") >= count:
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.02)
+    pytest.fail(f"{folder}: no {count} rounds within {seconds} s")

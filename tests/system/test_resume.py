@@ -1,0 +1,89 @@
+"""Killed at any moment and resumed: always the same end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.system.conftest import ENVIRONMENT, command
+from tests.system.test_failure import faulty
+
+SETTINGS = [*faulty("none", delay=0.01), "num_clients=8", "trainer_config.cohort_size=3", "trainer_config.max_rounds=25"]
+
+
+@pytest.mark.parametrize("world", [dict(mode="serial"), dict(mode="parallel"), dict(ranks=3)],
+                         ids=["serial", "parallel", "mpi"])
+def test_killed_at_random_moments(launch, tmp_path, world):
+    """S-CKPT-01 and S-TRACK-02: twenty kills in all over the three modes; the same digest, each round recorded once."""
+    moments = random.Random(repr(world))
+    reference = launch(mode="serial", settings=SETTINGS)
+    for attempt in range(7):
+        folder = tmp_path / f"killed{attempt}"
+        line = command("--output_dir", str(folder), "--quiet", *(["--mode", world["mode"]] if "mode" in world else []),
+                       "--set", *SETTINGS, ranks=world.get("ranks"))
+        with subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL,
+                              env={**os.environ, **ENVIRONMENT}) as process:
+            time.sleep(moments.uniform(0.3, 0.8 * reference.seconds + 0.5))
+            os.killpg(process.pid, signal.SIGKILL)
+        resumed = launch("--resume", folder=folder, settings=SETTINGS, **world)
+        assert resumed.result == reference.result
+
+
+def test_resume_of_a_finished_run_changes_nothing(launch):
+    """S-CKPT-08 a, c: status 0, says so, and every file is as it was."""
+    run = launch(mode="serial", settings=SETTINGS)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    for settings in (SETTINGS, [*SETTINGS, "trainer_config.max_rounds=10"]):
+        again = launch("--resume", folder=run.folder, settings=settings, mode="serial")
+        assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+        assert "25" in again.stdout + again.stderr
+
+
+def test_more_rounds_go_on_from_the_end(launch):
+    """S-CKPT-08 b: rounds 26 to 30 are trained, and the end is that of a run of 30 rounds."""
+    longer = [*SETTINGS, "trainer_config.max_rounds=30"]
+    run = launch(mode="serial", settings=SETTINGS)
+    resumed = launch("--resume", folder=run.folder, settings=longer, mode="serial")
+    assert resumed.summary["weights_sha256"] == launch(mode="serial", settings=longer).summary["weights_sha256"]
+    assert [row["round"] for row in resumed.rows] == list(range(1, 31))
+
+
+def test_a_model_that_differs_is_refused(launch):
+    """S-CKPT-08 d: another model cannot go on from this checkpoint; the parameters that differ are listed."""
+    small = ["trainer_config.max_rounds=2", "num_clients=3"]
+    run = launch(mode="serial", settings=small)
+    other = [*small, "trainer_config.max_rounds=4", "model_config.hidden_sizes=[17]"]
+    refused = launch("--resume", folder=run.folder, settings=other, mode="serial", status=None)
+    assert refused.status in (1, 2)
+    assert "hidden_sizes" in refused.stderr or "17" in refused.stderr
+
+
+def test_damaged_checkpoints_are_passed_over(launch):
+    """S-CKPT-02: the newest good one is used, with a warning for each bad one; a bad one named is refused."""
+    run = launch(mode="serial", settings=SETTINGS)
+    files = sorted((run.folder / "checkpoints").glob("round_*.h5"))
+    assert len(files) >= 3
+    content = files[-1].read_bytes()
+    files[-1].write_bytes(content[: len(content) // 2])
+    files[-2].write_bytes(b"")
+    resumed = launch("--resume", folder=run.folder, settings=SETTINGS, mode="serial")
+    assert resumed.result == run.result
+    for path in files[-2:]:
+        assert path.name in resumed.stderr
+    files[-2].write_bytes(b"")
+    refused = launch("--resume", str(files[-2]), folder=run.folder, settings=SETTINGS, mode="serial", status=None)
+    assert refused.status in (1, 2)
+    assert files[-2].name in refused.stderr
+
+
+def test_a_folder_with_another_run_is_left_alone(launch):
+    """Refused without --resume; replaced with overwrite."""
+    run = launch(mode="serial", settings=SETTINGS)
+    refused = launch(mode="serial", settings=SETTINGS, folder=run.folder, status=2)
+    assert "--resume" in refused.stderr
+    assert launch(mode="serial", settings=[*SETTINGS, "overwrite=true"], folder=run.folder).result == run.result
