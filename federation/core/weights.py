@@ -105,9 +105,12 @@ class Layout:
         """
         if isinstance(arrays, Weights) and arrays.layout == self:
             return list(arrays)
-        named = isinstance(arrays, Weights) and not (arrays.layout.has_default_names or self.has_default_names)
-        if isinstance(arrays, Mapping) or named:
+        by_name: Mapping[str, Any] | None = None
+        if isinstance(arrays, Mapping):
+            by_name = arrays
+        elif isinstance(arrays, Weights) and not (arrays.layout.has_default_names or self.has_default_names):
             by_name = dict(arrays.items())
+        if by_name is not None:
             missing = [name for name in self.names if name not in by_name]
             unexpected = [str(name) for name in by_name if name not in self.names]
             if missing or unexpected:
