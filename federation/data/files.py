@@ -1,0 +1,116 @@
+"""Arrays from `.npz` and HDF5 files. Nothing that such a file holds is executed."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from federation.errors import DataError
+
+#: One table (split by test_fraction), or training and test samples: what each array is called.
+TOGETHER = ("x", "y")
+APART = ("x_train", "y_train", "x_test", "y_test")
+
+_HDF5_GROUPS = ("train/x", "train/y", "test/x", "test/y")
+#: What the readers below raise for files that are damaged, or made to look larger than memory.
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zipfile.BadZipFile,
+           zlib.error)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of `path` by key: x, y or x_train, y_train, x_test, y_test (in HDF5 also train/x and so on).
+
+    Raises DataError, naming the file and what was expected, for a file that is missing, damaged, of another kind, or
+    lacks keys, and for arrays of objects.
+    """
+    reader = READERS[path.suffix.lower()]
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path.absolute()} {what}; expected a file that holds {' and '.join(TOGETHER)}, or "
+                        f"{', '.join(APART)} (relative names are looked for in data.root)")
+    return reader(path)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with _damage(path, ".npz archive"):
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"{path}: this is no .npz archive, or a damaged one; expected what numpy.savez writes")
+        archive = np.load(path, allow_pickle=False)
+    with archive:
+        found: dict[str, np.ndarray] = {}
+        for key in _keys(path, archive.files, (TOGETHER, APART)):
+            with _damage(path, f"array under the key {key!r}"):
+                found[key] = _numbers(archive[key], path, key)
+        return found
+
+
+def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
+    import h5py
+
+    with _damage(path, "HDF5 file"):
+        file = h5py.File(path, "r")
+    with file:
+        with _damage(path, "HDF5 file"):
+            names = [key for key in (*TOGETHER, *APART, *_HDF5_GROUPS) if key in file]
+            present = names or list(file)
+        found: dict[str, np.ndarray] = {}
+        for key in _keys(path, present, (TOGETHER, APART, _HDF5_GROUPS)):
+            with _damage(path, f"dataset {key!r}"):
+                node = file[key]
+                if not isinstance(node, h5py.Dataset):
+                    raise DataError(f"{path}: {key!r} is a group; expected a dataset")
+                if node.dtype.kind == "O":
+                    raise DataError(_objects(path, key))
+                found[key] = _numbers(np.asarray(node[()]), path, key)
+        return found
+
+
+#: Suffix -> reader.
+READERS: Mapping[str, Callable[[Path], dict[str, np.ndarray]]] = MappingProxyType({
+    ".npz": _read_npz, ".h5": _read_hdf5, ".hdf5": _read_hdf5})
+
+
+def _keys(path: Path, present: list[str], layouts: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The layout that the file follows: exactly one of them must be there, and whole."""
+    begun = [layout for layout in layouts if set(layout) & set(present)]
+    choices = ", or ".join(" ".join(layout) for layout in layouts)
+    if not begun:
+        listed = ", ".join(sorted(present)[:20]) or "nothing"
+        raise DataError(f"{path}: expected the keys {choices}; found {listed}")
+    if len(begun) > 1:
+        both = " as well as ".join(" ".join(sorted(set(layout) & set(present))) for layout in begun)
+        raise DataError(f"{path}: expected the keys {choices}; found {both}, so it is unclear which to use")
+    missing = [key for key in begun[0] if key not in present]
+    if missing:
+        raise DataError(f"{path}: the key {' and '.join(missing)} is missing; expected {choices}; "
+                        f"found {', '.join(sorted(present)[:20])}")
+    return begun[0]
+
+
+def _numbers(array: np.ndarray, path: Path, key: str) -> np.ndarray:
+    if array.dtype.hasobject:
+        raise DataError(_objects(path, key))
+    return array
+
+
+def _objects(path: Path, key: str) -> str:
+    return (f"{path}: {key!r} is an array of Python objects or of strings; expected an array of numbers "
+            f"(objects are never loaded, as that could execute code)")
+
+
+@contextmanager
+def _damage(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, ValueError) and "allow_pickle" in str(error):
+            raise DataError(f"{path}: the {what} holds Python objects; expected numbers (objects are never loaded, as "
+                            f"that could execute code)") from error
+        raise DataError(f"{path}: the {what} cannot be read, it is damaged or incomplete ({type(error).__name__}: "
+                        f"{error}); copy or write the file again") from error
