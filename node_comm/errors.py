@@ -48,7 +48,8 @@ class PeerFailed(Disconnected):
         self.rank = rank
         self.exitcode = exitcode
         self.traceback = traceback
-        super().__init__(f"rank {rank} {self.reason}" + (f"; its traceback:\n{traceback.rstrip()}" if traceback else ""))
+        details = f"; its traceback:\n{traceback.rstrip()}" if traceback else ""
+        super().__init__(f"rank {rank} {self.reason}{details}")
 
     @property
     def reason(self) -> str:

@@ -14,8 +14,15 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from node_comm.agreement import (Call, alltoall_call, barrier_call, broadcast_call, disagreement, gather_call,
-                                 reduce_call)
+from node_comm.agreement import (
+    Call,
+    alltoall_call,
+    barrier_call,
+    broadcast_call,
+    disagreement,
+    gather_call,
+    reduce_call,
+)
 from node_comm.arrays import Into, describe, destination, packed
 from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
 from node_comm.mailbox import Mailbox
@@ -165,7 +172,7 @@ class Hub:
         try:
             await done
         except asyncio.CancelledError:
-            self.fail(lambda: Disconnected(f"rank {rank} was cancelled in a {call.kind}: {self} cannot be used further"))
+            self.fail(lambda: Disconnected(f"rank {rank} was cancelled in a {call.kind}: {self} is broken"))
             raise
 
     def _unregister(self) -> None:
@@ -270,14 +277,14 @@ class MemoryTransport(Transport):
         """Send; waits until the receiver has copied `buffer`, except to oneself."""
         peer = self._peer(dest)
         if buffer is None:
-            peer.mailbox.deliver(self.rank, header)
+            peer.mailbox.deliver(self.rank, bytes(header))
             return
         describe(buffer)
         if peer is self:
-            self.mailbox.deliver(self.rank, _Offer(header, buffer.copy(order="C"), None))
+            self.mailbox.deliver(self.rank, _Offer(bytes(header), buffer.copy(order="C"), None))
             return
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        offer = _Offer(header, buffer, taken)
+        offer = _Offer(bytes(header), buffer, taken)
         self._pending.add(offer)
         peer.mailbox.deliver(self.rank, offer)
         try:

@@ -68,7 +68,7 @@ class Transport(ABC):
         """
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """A new array, C order, 64-byte aligned, not initialised, where this transport moves it with the fewest copies.
+        """A new array, C order, 64-byte aligned, not initialised, where this transport moves it with fewest copies.
 
         The caller owns it. It is an ordinary array, and stays valid after `close`; any other array may be sent too.
         """
@@ -100,7 +100,8 @@ class Transport(ABC):
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         """Copy each rank's `buffer` into `out[rank]` at the root.
 
-        One dtype, any shapes; `out[rank]` has that rank's shape, C-contiguous and writeable. `out` is ignored elsewhere.
+        One dtype, any shapes; `out[rank]` has that rank's shape, C-contiguous and writeable. `out` is ignored on the
+        other ranks.
         """
 
     @abstractmethod

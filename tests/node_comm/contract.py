@@ -56,9 +56,11 @@ def samples(rank: int) -> dict[str, np.ndarray]:
     arrays = {f"{name} {list(shape)}": sample(name, shape, rank)
               for name in DTYPES for shape in ((), (0, 4), (1,), (3,), (2, 3), (40, 50))}
     grid = np.arange(24, dtype=np.float64).reshape(4, 6) + 100 * rank
-    plain = {"Fortran": np.asfortranarray(grid), "transposed": grid.T, "strided": grid[:, ::2], "column": grid[:, 1],
+    plain = {"Fortran": np.asfortranarray(grid), "transposed": grid.T, "strided": grid[:, ::2],
+             "column": grid[:, 1],
              "negative step": grid[::-1, ::-1], "broadcast view": np.broadcast_to(grid[0], (3, 6)),
-             "no elements in the middle": np.empty((2, 0, 3), np.int16), "large strided": np.arange(300_000)[::3] + rank,
+             "no elements in the middle": np.empty((2, 0, 3), np.int16),
+             "large strided": (np.arange(300_000) + rank)[::3],
              "large Fortran": np.asfortranarray(np.arange(60_000, dtype=np.float32).reshape(200, 300) + rank),
              "special values": np.array([np.nan, -0.0, np.inf, -np.inf, 5e-324, rank])}
     read_only = grid.copy()

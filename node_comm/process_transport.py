@@ -1,0 +1,533 @@
+"""The transport between processes of one machine: small frames through queues, arrays through shared memory.
+
+A payload is copied once by its sender into a segment (not at all if it was made by `allocate`), and once by its
+receiver out of it. For a collective every rank puts its part into a segment and reports to rank 0, which checks that
+all mean the same and tells everybody where the parts lie; a reduction is shared out, each rank combining a slice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from node_comm.agreement import (
+    Call,
+    alltoall_call,
+    barrier_call,
+    broadcast_call,
+    disagreement,
+    gather_call,
+    reduce_call,
+)
+from node_comm.arrays import Description, Into, describe, destination, packed, parse_dtype
+from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
+from node_comm.mailbox import Mailbox
+from node_comm.queues import MAX_FRAME, Queues
+from node_comm.reduction import combine
+from node_comm.segments import Location, Mappings, Segment, SegmentPool, offsets, view
+from node_comm.transport import Operation, Received, Transport
+
+#: Elements at whose multiples a reduction is cut into slices; whatever is shorter than one, the root combines alone.
+SLICE = 1 << 15
+
+_COORDINATOR = 0
+_FRAME_OVERHEAD = 160  # bytes of a Post beside its header and payload, generously
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, kw_only=True):
+    """What travels in the queues."""
+
+    source: int
+
+
+class Post(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """A message; its payload is inline (`data`) or at `place`, for an acknowledgement of `number`."""
+
+    header: bytes
+    description: Description | None = None
+    data: bytes = b""
+    place: Location | None = None
+    number: int = 0
+
+
+class Taken(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """The payload of message `number` has been copied."""
+
+    number: int
+
+
+class Enter(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """A rank enters collective `number`; its parts lie at `places`."""
+
+    number: int
+    call: Call
+    places: tuple[Location, ...]
+
+
+class Verdict(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """All have entered collective `number`: the problem, or where the parts of every rank lie."""
+
+    number: int
+    problem: str
+    places: tuple[tuple[Location, ...], ...]
+
+
+class Done(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """A rank has read and written all that it has to for collective `number`."""
+
+    number: int
+
+
+class Finished(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """All are done with collective `number`."""
+
+    number: int
+
+
+class Forget(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """Segment `number` of its sender is gone."""
+
+    number: int
+
+
+class Goodbye(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """The sender has closed its transport; `completed` is the last collective that it completed."""
+
+    completed: int
+
+
+class Hello(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """A child is ready."""
+
+
+class Failed(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """A piece of a child's traceback; `last` with the last one."""
+
+    text: str
+    last: bool
+
+
+class Ended(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
+    """The parent's note to itself: the process of `source` has ended, and this is behind all that it ever sent."""
+
+    exitcode: int
+
+
+Report = Hello | Failed | Ended
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(
+    Post | Taken | Enter | Verdict | Done | Finished | Forget | Goodbye | Hello | Failed | Ended).decode
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """One collective, as this rank sees it; `entered` and `done` only count at the coordinator."""
+
+    number: int
+    verdict: asyncio.Future[Verdict]
+    finished: asyncio.Future[None]
+    places: tuple[tuple[Location, ...], ...] = ()
+    entered: dict[int, Enter] = field(default_factory=dict)
+    done: int = 0
+
+    def fail(self, failure: Callable[[], CommError]) -> None:
+        """Wake the rank that waits, if one does."""
+        for future in (self.verdict, self.finished):
+            if not future.done():
+                future.set_exception(failure())
+                future.exception()  # marks it as seen: only one of the two is awaited, and perhaps none
+
+
+class ProcessTransport(Transport):
+    """One rank of a world of processes, made inside the event loop that owns it. It borrows `queues`, not yet started.
+
+    `supervise` is told what concerns the life of the processes: who is ready, has failed, has ended.
+    """
+
+    def __init__(self, rank: int, size: int, queues: Queues, supervise: Callable[[Report], None] | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._queues = queues
+        self._supervise = supervise
+        self._mailbox: Mailbox[Post] = Mailbox()
+        for peer in range(size):
+            if peer != rank:
+                self._mailbox.expect(peer)
+        self._pool = SegmentPool(rank, idle_limit=2 * size + 8, retire=self._retire)
+        self._mappings = Mappings()
+        self._numbers = itertools.count(1)
+        self._unacknowledged: dict[int, tuple[int, Segment | None, asyncio.Future[None]]] = {}
+        self._collectives = 0
+        self._completed = 0
+        self._meetings: dict[int, _Meeting] = {}
+        self._left: dict[int, int] = {}  # rank: the last collective that it completed
+        self._failure: Callable[[], CommError] | None = None
+        self._changed = asyncio.Event()  # a peer has left, or the world has failed
+        self._closed = False
+        queues.start(self._handle_encoded, lambda error: self.fail(lambda: CommError(str(error))))
+
+    # Messages
+
+    async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
+        """Small messages return at once; with a larger payload, when the receiver has copied it."""
+        self._check_peer(dest)
+        if dest in self._left:
+            raise Disconnected(f"rank {dest} has left this world")
+        post = Post(source=self.rank, header=bytes(header))
+        if buffer is None:
+            await self._post(dest, post)
+            return
+        description = describe(buffer)
+        if dest == self.rank or buffer.nbytes + len(header) <= MAX_FRAME - _FRAME_OVERHEAD - 10 * buffer.ndim:
+            await self._post(dest, replace(post, description=description, data=buffer.tobytes()))
+            return
+        segment, places = self._expose([buffer], {dest})
+        number = next(self._numbers)
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._unacknowledged[number] = (dest, segment, taken)
+        await self._post(dest, replace(post, description=description, place=places[0], number=number))
+        await taken
+
+    async def recv(self, source: int | None = None, into: Into = None) -> Received:
+        """Take the next message; the payload is copied out of the sender's segment."""
+        if source is not None:
+            self._check_peer(source)
+        self._check_alive()
+        sender, post = await self._mailbox.take(source)
+        if post.description is None:
+            return Received(sender, post.header, None)
+        try:
+            target = destination(into, post.header, post.description)
+            if post.place is None:
+                dtype = parse_dtype(post.description.dtype)
+                np.copyto(target, np.ndarray(post.description.shape, dtype, post.data))
+            else:
+                np.copyto(target, self._mappings.view(post.place, post.description))
+        finally:
+            if post.number:
+                self._put_unless_gone(sender, Taken(source=self.rank, number=post.number))
+        return Received(sender, post.header, target)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A new array in shared memory, which other ranks read and write in place; valid after `close` as well."""
+        return super().allocate(shape, dtype) if self._closed else self._pool.allocate(shape, dtype)
+
+    async def close(self) -> None:
+        """Say goodbye and free the memory. Waits until large headers on their way have been read."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end_calls(self._gone)
+        for peer in range(self.size):
+            if peer != self.rank and peer not in self._left:
+                self._put_unless_gone(peer, Goodbye(source=self.rank, completed=self._completed))
+        try:
+            if self._failure is None:
+                await self._queues.drain()
+        finally:
+            self._mappings.close()
+            self._pool.close()
+
+    def has_left(self, rank: int) -> bool:
+        """Whether that rank has closed its transport."""
+        return rank in self._left
+
+    def fail(self, failure: Callable[[], CommError]) -> None:
+        """End pending and later calls with `failure()`; the first failure stays."""
+        if self._failure is None and not self._closed:
+            self._failure = failure
+            self._changed.set()
+            self._end_calls(failure)
+        self._queues.forget()
+
+    def report(self, report: Report) -> None:
+        """Tell the parent's `supervise`, after all that was told it before."""
+        self._queues.put(_COORDINATOR, _encode(report))
+
+    # Collectives
+
+    async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
+        """The root writes once into shared memory, every other rank copies it out."""
+        call = broadcast_call(self.rank, self.size, buffer, root)
+        async with self._collective(call, [buffer] if self.rank == root else []) as meeting:
+            if self.rank != root:
+                np.copyto(buffer, self._mappings.view(meeting.places[root][0], describe(buffer)))
+            await self._finish(meeting, wait=self.rank in (root, _COORDINATOR))
+
+    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+                     operation: Operation = "sum") -> None:
+        """Each rank combines a slice of all parts, in rank order, and writes it into the root's memory."""
+        call = reduce_call(self.rank, self.size, buffer, out, root, operation)
+        begin, end = slice_of(buffer.size, (self.rank - root) % self.size, self.size)
+        is_root = self.rank == root and out is not None
+        others_work = is_root and end < buffer.size
+        async with self._collective(call, [buffer], out if others_work else None) as meeting:
+            flat = Description(call.given[0].dtype, (buffer.size,))
+            if begin < end:
+                parts = [packed(buffer).reshape(-1) if rank == self.rank else self._mappings.view(places[0], flat)
+                         for rank, places in enumerate(meeting.places)]
+                target = out.reshape(-1) if is_root and out is not None else self._mappings.view(
+                    meeting.places[root][1], flat)
+                combine([part[begin:end] for part in parts], target[begin:end], operation)
+            await self._finish(meeting)
+            if others_work and out is not None and self._pool.find(out) is None:
+                out.reshape(-1)[end:] = self._pool.view(meeting.places[root][1], flat)[end:]
+
+    async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
+        """Every rank writes its part into shared memory, the root copies them out."""
+        call = gather_call(self.rank, self.size, buffer, out, root)
+        async with self._collective(call, [] if self.rank == root else [buffer]) as meeting:
+            if self.rank == root and out is not None:
+                for rank, target in enumerate(out):
+                    np.copyto(target, buffer if rank == root else
+                              self._mappings.view(meeting.places[rank][0], describe(target)))
+            await self._finish(meeting)
+
+    async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
+        """Every rank writes all its parts into shared memory, and copies its own out of the others'."""
+        async with self._collective(alltoall_call(self.size, buffers, out), buffers) as meeting:
+            for rank, target in enumerate(out):
+                np.copyto(target, buffers[rank] if rank == self.rank else
+                          self._mappings.view(meeting.places[rank][self.rank], describe(target)))
+            await self._finish(meeting)
+
+    async def barrier(self) -> None:
+        """Wait until every rank is here."""
+        async with self._collective(barrier_call(), []):
+            pass  # that all have entered is all there is to it
+
+    @contextlib.asynccontextmanager
+    async def _collective(self, call: Call, given: Sequence[np.ndarray],
+                          result: np.ndarray | None = None) -> AsyncIterator[_Meeting]:
+        """Enter a collective with `given` and, after them, a place for others to write `result`, in shared memory.
+
+        Yields when all ranks have entered and agree. What is shared is free again at the end.
+        """
+        self._check_alive()
+        self._collectives += 1
+        meeting = self._meeting(self._collectives)
+        for rank, completed in self._left.items():
+            if completed < meeting.number:
+                raise Disconnected(f"rank {rank} has left this world")
+        everyone = set(range(self.size))
+        segments: list[Segment | None] = []
+        places: list[Location] = []
+        try:
+            if not call.problem:
+                segment, places = self._expose(given, everyone)
+                segments.append(segment)
+                if result is not None:
+                    segment, place = self._place_for(result, everyone)
+                    segments.append(segment)
+                    places.append(place)
+            self._put(_COORDINATOR, Enter(source=self.rank, number=meeting.number, call=call, places=tuple(places)))
+            verdict = await meeting.verdict
+            if not verdict.problem:
+                meeting.places = verdict.places
+                yield meeting
+            self._completed = max(self._completed, meeting.number)
+            if verdict.problem:
+                raise BufferMismatch(verdict.problem)
+        except asyncio.CancelledError:
+            self.fail(lambda: Disconnected(f"rank {self.rank} was cancelled in a {call.kind}: this world is broken"))
+            raise
+        finally:
+            self._meetings.pop(meeting.number, None)
+            for segment in segments:
+                if segment is not None:
+                    self._pool.give_back(segment)
+
+    async def _finish(self, meeting: _Meeting, wait: bool = True) -> None:
+        """Say that this rank has read and written what it must; `wait` until all have."""
+        self._put(_COORDINATOR, Done(source=self.rank, number=meeting.number))
+        if wait:
+            await meeting.finished
+
+    def _meeting(self, number: int) -> _Meeting:
+        if number not in self._meetings:
+            loop = asyncio.get_running_loop()
+            self._meetings[number] = _Meeting(number, loop.create_future(), loop.create_future())
+        return self._meetings[number]
+
+    # Shared memory
+
+    def _expose(self, arrays: Sequence[np.ndarray], readers: set[int]) -> tuple[Segment | None, list[Location]]:
+        """Make `arrays` readable for others, in place where they can be; the segment, if one is needed, is lent."""
+        found = [self._pool.find(array) for array in arrays]
+        begins, nbytes = offsets([0 if place else array.nbytes for place, array in zip(found, arrays, strict=True)])
+        segment = None if all(found) else self._pool.lend(nbytes)
+        places = []
+        for array, place, begin in zip(arrays, found, begins, strict=True):
+            if place is None:
+                assert segment is not None
+                np.copyto(view(segment.memory, begin, describe(array)), array)
+                place = (segment, begin)
+            place[0].readers |= readers
+            places.append(place[0].location(place[1]))
+        return segment, places
+
+    def _place_for(self, result: np.ndarray, writers: set[int]) -> tuple[Segment | None, Location]:
+        """Where others may write `result`: its own memory, or a segment that is lent."""
+        found = self._pool.find(result)
+        segment, offset = found or (self._pool.lend(result.nbytes), 0)
+        segment.readers |= writers
+        return None if found else segment, segment.location(offset)
+
+    def _retire(self, segment: Segment) -> None:
+        for peer in segment.readers - {self.rank} - self._left.keys():
+            self._put_unless_gone(peer, Forget(source=self.rank, number=segment.number))
+
+    # Frames
+
+    async def _post(self, dest: int, post: Post) -> None:
+        if dest == self.rank:
+            self._mailbox.deliver(dest, post)
+            return
+        try:
+            self._put(dest, post)
+        except Disconnected:
+            if self._supervise is not None:  # the parent is about to learn how the process ended
+                while self._failure is None and dest not in self._left:
+                    self._changed.clear()
+                    await self._changed.wait()
+                self._check_alive()
+            raise
+
+    def _put(self, dest: int, frame: Frame) -> None:
+        if dest == self.rank:
+            self._handle(frame)
+        else:
+            self._queues.put(dest, _encode(frame))
+
+    def _put_unless_gone(self, dest: int, frame: Frame) -> None:
+        with contextlib.suppress(Disconnected):
+            self._put(dest, frame)
+
+    def _handle_encoded(self, encoded: bytes) -> None:
+        try:
+            self._handle(_decode(encoded))
+        except Exception as error:
+            reason = f"rank {self.rank} cannot go on: {error!r}"
+            self.fail(lambda: CommError(reason))
+            raise
+
+    def _handle(self, frame: Frame) -> None:
+        """Act on what arrives; it may come after `close`, or after a failure."""
+        match frame:
+            case Hello() | Failed() | Ended() if self._supervise is not None:
+                self._supervise(frame)
+            case Goodbye():
+                self._peer_left(frame)
+            case _ if self._closed or self._failure is not None:
+                pass
+            case Post():
+                self._mailbox.deliver(frame.source, frame)
+            case Taken():
+                self._acknowledged(frame.number)
+            case Enter():
+                self._entered(frame)
+            case Verdict():
+                self._resolve(frame.number, lambda meeting: meeting.verdict, frame)
+            case Done():
+                self._done(frame.number)
+            case Finished():
+                self._resolve(frame.number, lambda meeting: meeting.finished, None)
+            case Forget():
+                self._mappings.forget(frame.source, frame.number)
+
+    def _acknowledged(self, number: int, failure: CommError | None = None) -> None:
+        _, segment, taken = self._unacknowledged.pop(number)
+        if segment is not None:
+            self._pool.give_back(segment)
+        if taken.done():
+            return  # its sender was cancelled
+        if failure is None:
+            taken.set_result(None)
+        else:
+            taken.set_exception(failure)
+
+    def _entered(self, frame: Enter) -> None:
+        """The coordinator: when the last rank has entered, tell all whether they agree."""
+        meeting = self._meeting(frame.number)
+        meeting.entered[frame.source] = frame
+        if len(meeting.entered) == self.size:
+            entered = [meeting.entered[rank] for rank in range(self.size)]
+            problem = disagreement([entry.call for entry in entered])
+            places = () if problem else tuple(entry.places for entry in entered)
+            self._put_to_all(Verdict(source=self.rank, number=frame.number, problem=problem, places=places))
+
+    def _done(self, number: int) -> None:
+        """The coordinator: when the last rank is done, tell all."""
+        meeting = self._meetings.get(number)
+        if meeting is not None:
+            meeting.done += 1
+            if meeting.done == self.size:
+                self._put_to_all(Finished(source=self.rank, number=number))
+
+    def _put_to_all(self, frame: Frame) -> None:
+        encoded = _encode(frame)
+        for peer in range(self.size):
+            if peer != self.rank:
+                with contextlib.suppress(Disconnected):
+                    self._queues.put(peer, encoded)
+        self._handle(frame)
+
+    def _resolve(self, number: int, which: Callable[[_Meeting], asyncio.Future[Any]], value: Verdict | None) -> None:
+        meeting = self._meetings.get(number)
+        if meeting is not None and not which(meeting).done():
+            which(meeting).set_result(value)
+
+    def _peer_left(self, goodbye: Goodbye) -> None:
+        """What `goodbye.source` offered is gone with it, and whoever waits for it waits in vain."""
+        peer = goodbye.source
+        self._left[peer] = goodbye.completed
+        self._changed.set()
+        self._queues.forget(peer)
+        self._mailbox.withdraw(lambda source, post: source == peer and post.place is not None)
+        self._mailbox.leave(peer)
+        self._mappings.forget_owner(peer)
+        for number, (dest, _, _) in list(self._unacknowledged.items()):
+            if dest == peer:
+                self._acknowledged(number, Disconnected(f"rank {peer} has left this world"))
+        for meeting in self._meetings.values():
+            if meeting.number > goodbye.completed:
+                meeting.fail(lambda: Disconnected(f"rank {peer} has left this world"))
+
+    def _end_calls(self, failure: Callable[[], CommError]) -> None:
+        self._mailbox.fail(failure)
+        for number in list(self._unacknowledged):
+            self._acknowledged(number, failure())
+        for meeting in self._meetings.values():
+            meeting.fail(failure)
+
+    # Checks
+
+    def _check_peer(self, rank: int) -> None:
+        self._check_alive()
+        if not 0 <= rank < self.size:
+            raise AddressError(f"there is no rank {rank} in this world, which has ranks 0 to {self.size - 1}")
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise self._gone()
+        if self._failure is not None:
+            raise self._failure()
+
+    def _gone(self) -> Disconnected:
+        return Disconnected(f"rank {self.rank} has closed its transport")
+
+
+def slice_of(count: int, index: int, size: int) -> tuple[int, int]:
+    """Begin and end of the slice of `count` elements that worker `index` of `size` combines; the first gets most."""
+    units = -(-count // SLICE)
+    begin, end = (-(-units * at // size) * SLICE for at in (index, index + 1))
+    return min(begin, count), min(end, count)
