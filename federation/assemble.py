@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from node_comm import Transport
 
-from federation.config import Config, check_settings
+from federation.config import Config
 from federation.core.aggregator import Aggregator
 from federation.core.learner import Learner
 from federation.core.model import Model
@@ -23,12 +24,11 @@ from federation.core.trainer import Trainer
 from federation.data.manager import DataManager
 from federation.data.partitioner import PARTITIONERS
 from federation.data.provider import Dataset, load_dataset
-from federation.errors import ConfigError
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost
 from federation.node.server import ServerNode
-from federation.registry import load_plugins, resolve
+from federation.registry.registry import load_plugins, resolve
 
 
 @dataclass(frozen=True)
@@ -84,37 +84,19 @@ class Parts:
 
 
 def assemble(config: Config) -> Parts:
-    """Import the components, check their settings, load and partition the data. ConfigError lists all problems."""
+    """Import the components of a checked configuration, and load and partition the data.
+
+    Raises ConfigError for a component that cannot be imported, DataError for data that cannot be had.
+    """
     load_plugins(config.plugins)
     names = config.components
-    problems: list[str] = []
-
-    def component(kind: str, name: str, base: type, settings: Mapping[str, Any], path: str, *reserved: str) -> Any:
-        try:
-            found = resolve(name, kind)
-        except ConfigError as error:
-            problems.extend(error.problems)
-            return None
-        if not issubclass(found, base):
-            problems.append(f"components.{kind}: {name} is {found.__qualname__}, which is not a {base.__name__}")
-            return None
-        problems.extend(check_settings(found, settings, path, reserved))
-        return found
-
-    trainer = component("trainer", names.trainer, Trainer, {}, "trainer_config")
-    learner = component("learner", names.learner, Learner, config.learner_config, "learner_config", "model", "data")
-    aggregator = component("aggregator", names.aggregator, Aggregator, config.aggregator_config, "aggregator_config")
-    model = component("model", names.model, Model, config.model_config, "model_config")
-    if config.data.enabled:
-        partitioner: Callable[..., Any] = PARTITIONERS[config.data.partitioner]
-        problems.extend(check_settings(partitioner, config.data.partitioner_config, "data.partitioner_config",
-                                       ("labels", "num_clients", "rng_seed")))
-    if problems:
-        raise ConfigError(problems)
-    return Parts(config, trainer, learner, aggregator, model, _data(config) if config.data.enabled else None)
+    return Parts(config, resolve(names.trainer, "trainer"), resolve(names.learner, "learner"),
+                 resolve(names.aggregator, "aggregator"), resolve(names.model, "model"),
+                 load_data(config) if config.data.enabled else None)
 
 
-def _data(config: Config) -> DataManager:
+def load_data(config: Config) -> DataManager:
+    """The data set and its partition: the same on every rank. Raises DataError."""
     dataset: Dataset = load_dataset(config.data.dataset, root=config.data.root, seed=config.seed,
                                     test_fraction=config.data.test_fraction, config=config.data.dataset_config)
     partition = PARTITIONERS[config.data.partitioner](dataset.y_train, config.num_clients, config.seed,
@@ -138,7 +120,5 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _allocator(transport: Transport) -> Callable[[int], Any]:
-    import numpy as np
-
+def _allocator(transport: Transport) -> Callable[[int], np.ndarray]:
     return lambda nbytes: transport.allocate((nbytes,), np.dtype(np.uint8))

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from node_comm import Transport, launchers
 
-from federation.command_line import Options, parse, resolve_options
+from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
 from federation.errors import ConfigError
 from federation.infra.logger import configure, redact, register_secret

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from node_comm import Transport
 
 from federation.assemble import Parts, versions
 from federation.builtin.trainers.default import DefaultTrainer
-from federation.config import Config, dump_config
+from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
-from federation.errors import CheckpointError, FederationError
+from federation.errors import CheckpointError, ConfigError, FederationError
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
 from federation.infra.progress import Progress
 from federation.infra.recorder import Recorder
@@ -122,10 +122,11 @@ class Session:
 
     def _recorder(self) -> Recorder:
         config, folder = self.config, self.folder
-        tracker = make_tracker(config.tracker, folder.tensorboard)
+        tracker = make_tracker(config.tracker.name, folder.tensorboard, config.tracker.settings(), config.tracker.required)
         progress = Progress(config.trainer_config.max_rounds, quiet=self._quiet)
         checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, every=config.checkpoint.every,
-                                  asynchronous=config.checkpoint.async_, on_error=config.checkpoint.on_error)
+                                  asynchronous=config.checkpoint.async_,
+                                  on_error="stop" if config.checkpoint.on_error == "raise" else "warn")
         return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest())
 
     def _checkpoint_to_resume(self) -> Snapshot | None:
@@ -139,7 +140,20 @@ class Session:
                 logger.info("%s holds no checkpoint yet: starting from round 1", self.folder.path)
                 return None
             found = latest[1]
+        if found.config_digest != self.config.digest():
+            raise ConfigError(self._differences(found))
         return found
+
+    def _differences(self, found: Snapshot) -> list[str]:
+        """What to tell a user who resumes with a configuration that would give another result."""
+        try:
+            before = load_config(self.folder.path / "config.yaml").to_dict()
+        except ConfigError:
+            before = {}
+        changed = [f"{key}: {old!r} then, {new!r} now" for key, old, new in _changed(before, self.config.to_dict())
+                   if not key.startswith(("checkpoint", "tracker", "output_dir"))]
+        return [f"the checkpoint of round {found.round} comes from another configuration, so going on from it would give "
+                f"the result of neither; start anew in another output_dir, or put these back:", *changed]
 
     def _restore(self, trainer: Trainer, recorder: Recorder) -> None:
         found = self._found
@@ -153,6 +167,10 @@ class Session:
         trainer.restore(found)
         recorder.resume_from(found.round, found.metrics)
         logger.info("resumed after round %d", found.round)
+
+    @staticmethod
+    def _last_checkpoint(trainer: Trainer, recorder: Recorder) -> Path | None:
+        return recorder.checkpoint_now(trainer.snapshot()) if isinstance(trainer, DefaultTrainer) else None
 
     async def _run_or_stop(self, trainer: Trainer, recorder: Recorder) -> None:
         loop = asyncio.get_running_loop()
@@ -172,11 +190,20 @@ class Session:
             trainer.server.host.stopping.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            raise Stopped(stop.result().name, recorder.checkpoint_now(trainer))
+            raise Stopped(stop.result().name, self._last_checkpoint(trainer, recorder))
         finally:
             running.cancel()
             for received in handled:
                 loop.remove_signal_handler(received)
+
+
+def _changed(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The leaves that differ between two configurations: key, old value, new value."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys((*before, *now)):
+            yield from _changed(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    elif before != now:
+        yield path, before, now
 
 
 def _handle(loop: asyncio.AbstractEventLoop, received: signal.Signals, ask: Any) -> bool:

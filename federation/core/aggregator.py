@@ -58,7 +58,7 @@ class MeanAggregator(Aggregator):
         """Turn `mean`, in place, into the new global weights; `start` are those that the round began with."""
 
     def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> Weights:
-        """The same step on updates at hand: the same bits as the distributed reduction gives.
+        """The same step on updates at hand; the same bits as the reduction gives for the samples that it planned with.
 
         Without `global_model` the sum is taken around zero, which is exact as well; only the resolution differs.
         Raises RoundError when the weights of all updates add up to zero.

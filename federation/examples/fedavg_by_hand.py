@@ -47,7 +47,7 @@ async def main() -> float:
         aggregator.step(weights, mean)
         weights = mean
         await server.broadcast_weights(weights)
-        over_test_set, _, _ = await server.evaluate(number, data.num_test_shards)
+        over_test_set, _, _ = await server.evaluate(number, len(data.test_shards()))
         accuracy = over_test_set.means()["accuracy"]
         print(f"round {number:2d}  accuracy {accuracy:.3f}")
     await server.stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from federation.infra.checkpoint import Checkpoints, Snapshot
@@ -15,12 +17,13 @@ class Recorder:
     """Writes to whatever it was given: a run folder, a tracker, a progress display, checkpoints. Rank 0 only."""
 
     def __init__(self, folder: RunFolder | None = None, tracker: Tracker | None = None, progress: Progress | None = None,
-                 checkpoints: Checkpoints | None = None) -> None:
+                 checkpoints: Checkpoints | None = None, run_id: str = "", config_digest: str = "") -> None:
         self.folder = folder
         self.tracker = tracker or NoTracker()
         self.progress = progress
         self.checkpoints = checkpoints
         self.last: Mapping[str, Any] = {}
+        self._identity = {"run_id": run_id, "config_digest": config_digest}
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Keep the record of one round, first of all in `metrics.jsonl`."""
@@ -32,9 +35,22 @@ class Recorder:
             self.progress.update(row)
 
     def checkpoint(self, number: int, snapshot: Callable[[], Snapshot], *, last: bool = False) -> None:
-        """Save a checkpoint of round `number` if one is due; it is written in the background."""
+        """Save a checkpoint of round `number`, just recorded, if one is due; it is written in the background."""
         if self.checkpoints is not None and (last or self.checkpoints.due(number)):
-            self.checkpoints.save(snapshot(), metric=self.last.get("accuracy"))
+            self.checkpoints.save(self._complete(snapshot()), metric=self.last.get("accuracy"))
+
+    def checkpoint_now(self, snapshot: Snapshot) -> Path | None:
+        """Write `snapshot` before this returns, for a run that is about to end; the path, None without checkpoints."""
+        if self.checkpoints is None:
+            return None
+        return self.checkpoints.save_now(self._complete(snapshot), metric=self.last.get("accuracy"))
+
+    def resume_from(self, number: int, row: Mapping[str, Any]) -> None:
+        """Forget what was recorded after round `number`, whose record is `row`."""
+        self.last = row
+        if self.folder is not None:
+            self.folder.resume_from(number, row or None)
+        self.tracker.resume_from(number)
 
     def close(self) -> None:
         """Wait for what is being written, and close everything."""
@@ -45,3 +61,6 @@ class Recorder:
             self.tracker.close()
             if self.progress is not None:
                 self.progress.close()
+
+    def _complete(self, snapshot: Snapshot) -> Snapshot:
+        return replace(snapshot, metrics=self.last if self.last.get("round") == snapshot.round else {}, **self._identity)

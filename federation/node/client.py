@@ -64,6 +64,7 @@ class ClientNode:
         self._transport = transport
         self._node: Node | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._awaited = False
 
     def bind(self, learner: Learner, client_id: str | None = None) -> None:
         """Let `learner` be the client `client_id` (by default this node's name), with the data that it holds."""
@@ -90,25 +91,25 @@ class ClientNode:
     async def wait(self) -> None:
         """Wait until the server ends the run; raises what ended this node, if something did."""
         if self._serving is not None:
+            self._awaited = True
             await self._serving
 
     async def stop(self) -> None:
-        """Leave the run. Raises what ended this node, if something did."""
-        if self._node is None or self._serving is None:
-            return
+        """Leave the run. Raises what ended this node, if something did and `wait` has not raised it already."""
         node, serving, self._node, self._serving = self._node, self._serving, None, None
-        self.host.stopping.set()
-        if serving.done():
-            await node.stop()
-            serving.result()
+        if node is None:
             return
-        try:
-            await node.send(SERVER, Leave())
-        except CommError:
-            logger.debug("%s leaves a server that is gone", self.node_id)
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
+        self.host.stopping.set()
+        if serving is not None and not serving.done():
+            try:
+                await node.send(SERVER, Leave())
+            except CommError:
+                logger.debug("%s leaves a server that is gone", self.node_id)
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
         await node.stop()
+        if serving is not None and not serving.cancelled() and not self._awaited:
+            serving.result()
 
     async def _register(self, server_id: str) -> None:
         assert self._transport is not None

@@ -30,7 +30,7 @@ class Answers(Learner):
     """Answers a fit with what `answer(start, context)` returns: (arrays, num_samples) or an exception to raise."""
 
     def __init__(self, model: Model, answer: Callable[..., Any], evaluation: tuple[int, dict[str, float]] = (1, {})) -> None:
-        super().__init__(model)
+        super().__init__(model, answer if isinstance(answer, Constant) else None)
         self.answer = answer
         self.evaluation = evaluation
         self.seen: list[Mapping[str, Any]] = []
@@ -48,9 +48,22 @@ class Answers(Learner):
         return EvalResult(count, metrics)
 
 
-def constant(arrays: Any, num_samples: int = 1) -> Callable[..., Any]:
-    """An answer that is always the same."""
-    return lambda start, context: (arrays, num_samples)
+class Constant:
+    """An answer that is always the same, of a client that says from the start how many samples it has."""
+
+    def __init__(self, arrays: Any, num_samples: int) -> None:
+        self.arrays, self.num_samples = arrays, num_samples
+
+    def __call__(self, start: Any, context: Any) -> Any:
+        return self.arrays, self.num_samples
+
+    def get_num_samples(self) -> int:
+        return self.num_samples
+
+
+def constant(arrays: Any, num_samples: int = 1) -> Constant:
+    """The answer `arrays`, trained on `num_samples`."""
+    return Constant(arrays, num_samples)
 
 
 def in_world(arrays: Mapping[str, Any], answers: Mapping[str, Any], program: Callable[[ServerNode], Awaitable[Any]],

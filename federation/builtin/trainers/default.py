@@ -99,17 +99,17 @@ class DefaultTrainer(Trainer):
         """Metrics of the new weights, if this round is due: of the server's test set, and of the cohort's own data."""
         where, every = self.config.evaluate, self.config.eval_every
         last = plan.round == self.config.max_rounds
-        if where == "none" or not (last or (every and plan.round % every == 0)):
+        if where == "none" or not (last or plan.round % every == 0):
             return {}
         data = self.server.host.data
-        shards = data.num_test_shards if data is not None and where in ("server", "both") else 0
+        shards = len(data.test_shards()) if data is not None and where in ("server", "both") else 0
         clients = plan.cohort if where in ("clients", "both") else ()
         over_shards, over_clients, _ = await self.server.evaluate(plan.round, shards, clients)
         return over_shards.means() | {f"client_{key}": value for key, value in over_clients.means().items()}
 
     def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
         """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights."""
-        nbytes = self.weights.layout.nbytes_unpadded
+        nbytes = sum(array.nbytes for array in self.weights)
         training = {key if key.startswith("train_") else f"train_{key}": value
                     for key, value in fitted.metrics.means().items()}
         failures = {problem.client_id: f"{problem.kind}: {problem.reason}" for problem in fitted.problems}
