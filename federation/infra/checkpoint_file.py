@@ -75,11 +75,11 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     temporary = target.with_name(temporary_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Locks are of no use on a name that only we know, and many file systems have none. From 1.10 on, the format
-        # has checksums over its own tables.
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
-            _fill(file, snapshot, structure, leaves)
-        _sync(temporary)
+        with _Output(temporary) as output:
+            # From 1.10 on, the format has checksums over its own tables.
+            with h5py.File(output, "w", libver=("v110", "v110")) as file:
+                _fill(file, snapshot, structure, leaves, output)
+            output.finish()
         os.replace(temporary, target)
         _sync(target.parent)
     except BaseException as error:
@@ -144,7 +144,75 @@ def _attributes(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _fill(file: Any, snapshot: Snapshot, structure: str, leaves: list[Leaf]) -> None:
+class _Output:
+    """The file that HDF5 writes through. HDF5 never learns of a failed write, which `check` and `finish` raise.
+
+    Told that a disk is full, HDF5 2.0 crashes the process now and then while it closes the file. This way it takes
+    no file locks either, which many file systems do not have, and other threads run while bytes go to the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._at = 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first failure so far."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Bring everything to the disk. Raises OSError for whatever failed since the beginning."""
+        self.check()
+        os.fsync(self._descriptor)
+
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._descriptor)
+
+    # What h5py asks of a file object.
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while self._error is None and left:
+                written = os.pwrite(self._descriptor, left, self._at)
+                left, self._at = left[written:], self._at + written
+        except OSError as error:
+            self._error = error
+        return size
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        data = os.pread(self._descriptor, len(target), self._at)
+        target[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        return os.pread(self._descriptor, size, self._at)
+
+    def truncate(self, size: int) -> int:
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def flush(self) -> None:
+        pass
+
+
+def _fill(file: Any, snapshot: Snapshot, structure: str, leaves: list[Leaf], output: _Output) -> None:
     attributes = _attributes(snapshot)
     for name, value in attributes.items():
         _set_attribute(file, name, value)
@@ -157,6 +225,7 @@ def _fill(file: Any, snapshot: Snapshot, structure: str, leaves: list[Leaf]) -> 
         if group is None:
             group = groups[tuple(parents)] = file.require_group("/".join(parents))
         group.create_dataset(link, data=leaf.stored, track_times=False)
+        output.check()
     names = [name.encode("utf-8", "backslashreplace") for name in snapshot.weights.names]
     file.create_dataset("layout", data=np.array(names, _text_type(max(map(len, names), default=0))), track_times=False)
     file.create_dataset("structure", data=np.bytes_(structure), track_times=False)
@@ -296,5 +365,7 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOLCK, errno.EAGAIN, 524):
-        return f"{error}; set HDF5_USE_FILE_LOCKING=FALSE, as this file system has no locks"
+        return f"{os.strerror(error.errno)}; set HDF5_USE_FILE_LOCKING=FALSE, as this file system has no locks"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # HDF5 tells the same in ten lines, which stay with the cause
     return f"{type(error).__name__}: {error}"
