@@ -23,7 +23,7 @@ from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
 from federation.data.manager import DataManager
 from federation.data.partitioner import PARTITIONERS
-from federation.data.provider import Dataset, load_dataset
+from federation.data.provider import load_dataset
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost
@@ -97,7 +97,7 @@ def assemble(config: Config) -> Parts:
 
 def load_data(config: Config) -> DataManager:
     """The data set and its partition: the same on every rank. Raises DataError."""
-    dataset: Dataset = load_dataset(config.data.dataset, root=config.data.root, seed=config.seed,
+    dataset = load_dataset(config.data.dataset, root=config.data.root, seed=config.seed,
                                     test_fraction=config.data.test_fraction, config=config.data.dataset_config)
     partition = PARTITIONERS[config.data.partitioner](dataset.y_train, config.num_clients, config.seed,
                                                       **config.data.partitioner_config)

@@ -39,7 +39,7 @@ def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
     if isinstance(config, Mapping):
         config = load_config_from_dict(config)
     elif isinstance(config, str | os.PathLike):
-        config = load_config(config)
+        config = load_config(os.fspath(config))
     return run_in(choose_mode(config, os.environ), config, resume=resume, quiet=quiet)
 
 

@@ -183,7 +183,8 @@ class Session:
         handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
         running = asyncio.ensure_future(trainer.run())
         try:
-            await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {running, stop}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
                 await running
                 return

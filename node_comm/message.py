@@ -39,7 +39,7 @@ class Codec:
     """Encodes and decodes a closed set of message types; anything else is refused."""
 
     def __init__(self, messages: Sequence[type[Message]]) -> None:
-        self.types = (Heartbeat, Failure, *messages)
+        self.types: tuple[type[Message], ...] = (Heartbeat, Failure, *messages)
         union: Any = functools.reduce(operator.or_, self.types)
         self._encoder = msgspec.msgpack.Encoder()
         self._envelope = msgspec.msgpack.Decoder(Envelope)

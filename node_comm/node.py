@@ -17,7 +17,7 @@ import numpy as np
 from node_comm.arrays import Description
 from node_comm.errors import CommError, Disconnected, Timeout
 from node_comm.message import Codec, Failure, Heartbeat, Message
-from node_comm.transport import Into, Received, Transport
+from node_comm.transport import Received, Transport
 
 
 class Incoming(NamedTuple):

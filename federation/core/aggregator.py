@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from federation.core.types import ClientUpdate, WeightsLike
@@ -37,7 +37,7 @@ class Aggregator(ABC):
         """What must survive a restart: named arrays and scalars, nested as needed."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Take on what `state` returned."""
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, but was given {sorted(state)}")

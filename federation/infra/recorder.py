@@ -23,7 +23,8 @@ class Recorder:
         self.progress = progress
         self.checkpoints = checkpoints
         self.last: Mapping[str, Any] = {}
-        self._identity = {"run_id": run_id, "config_digest": config_digest}
+        self._run_id = run_id
+        self._config_digest = config_digest
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Keep the record of one round, first of all in `metrics.jsonl`."""
@@ -63,4 +64,5 @@ class Recorder:
                 self.progress.close()
 
     def _complete(self, snapshot: Snapshot) -> Snapshot:
-        return replace(snapshot, metrics=self.last if self.last.get("round") == snapshot.round else {}, **self._identity)
+        metrics = self.last if self.last.get("round") == snapshot.round else {}
+        return replace(snapshot, metrics=metrics, run_id=self._run_id, config_digest=self._config_digest)

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 from node_comm.message import Message
 
+from federation.core.aggregator import Needs
+
 
 class ClientRecord(msgspec.Struct, frozen=True, array_like=True):
     """A client that lives on the rank that says so."""
@@ -58,7 +60,7 @@ class Fit(Message, frozen=True):
     round: int
     clients: list[str]
     config: dict[str, Any]
-    needs: Literal["mean", "rows"]
+    needs: Needs
     weighting: Literal["samples", "uniform"]
     reduction: Literal["exact", "float32", "float64"]
     total_samples: int

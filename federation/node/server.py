@@ -23,6 +23,7 @@ from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
 from node_comm.node import Incoming, Node, RemoteFailure
 
+from federation.core.aggregator import Needs
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.weights import Layout, Weights
@@ -65,7 +66,7 @@ class Plan:
     round: int
     cohort: Sequence[ClientProxy]
     config: Mapping[str, Any] = field(default_factory=dict)
-    needs: Literal["mean", "rows"] = "mean"
+    needs: Needs = "mean"
     weighting: Literal["samples", "uniform"] = "samples"
     reduction: Literal["exact", "float32", "float64"] = "exact"
 
@@ -199,6 +200,8 @@ class ServerNode:
         Client failures are in the result. Raises UpdateError for an update that does not fit the model, RoundError
         when ranks take longer than `round_timeout`, RemoteFailure when a rank raised.
         """
+        if plan.needs == "matrix":
+            raise FederationError("needs='matrix' is reserved: the distributed matrix does not exist yet; use 'rows'")
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     reduction=plan.reduction, cohort_size=len(plan.cohort),

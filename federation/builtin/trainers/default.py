@@ -32,7 +32,9 @@ class DefaultTrainer(Trainer):
                  fit_config: Mapping[str, Any] | None = None, seed: int = 0,
                  reduction: Literal["exact", "float32", "float64"] = "exact",
                  on_divergence: Literal["drop", "raise"] = "drop", recorder: Recorder | None = None) -> None:
-        super().__init__(server, model, aggregator, trainer_config(config))
+        super().__init__(server, model, aggregator, config)
+        self.server: ServerNode = server
+        self.config: TrainerConfig = trainer_config(config)
         self.weights = Weights.of(model.get_weights())
         self.round = 0
         self.seed = seed
