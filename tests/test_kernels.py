@@ -103,6 +103,15 @@ def test_accumulate_rounds_ties_to_even_and_takes_the_largest_values_exactly():
     assert total.tolist() == [exact_integer(x) for x in values.tolist()]
 
 
+def test_accumulate_is_exact_whatever_the_largest_value_of_an_array_is():
+    for exponent in range(-2, 61):
+        steps = np.array([0, 0.5, 1, 1.5, 2.5, 3, 2.0**exponent - 0.5])
+        values = np.concatenate([2.0**exponent + steps, -(2.0**exponent) - steps, steps])
+        total = np.zeros(len(values), np.int64)
+        kernels.accumulate(total, values, np.zeros_like(values), 1.0)
+        assert total.tolist() == [exact_integer(x) for x in values.tolist()], exponent
+
+
 finite_doubles = st.floats(allow_nan=False, allow_infinity=False, width=64)
 near_limits = st.builds(lambda sign, exponent, steps: sign * math.ldexp(1 + steps * 2.0**-52, exponent),
                         st.sampled_from([-1, 1]), st.integers(-3, 62), st.integers(0, 2**52 - 1))
