@@ -48,7 +48,7 @@ def dtype_name(dtype: np.dtype) -> str:
         raise BufferMismatch(f"dtype {dtype} cannot be sent: only plain numbers, bool, strings and dates travel")
     if dtype.type is np.void:
         raise BufferMismatch(f"dtype {dtype} cannot be sent: raw bytes without a meaning (use uint8)")
-    if dtype.kind == "V":  # bfloat16 and its relatives call themselves void; their name is what identifies them
+    if dtype.isbuiltin == 2:  # bfloat16 and its relatives: their name is what identifies them, the code does not
         return dtype.name
     return dtype.str
 

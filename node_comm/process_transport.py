@@ -228,7 +228,7 @@ class ProcessTransport(Transport):
         self._closed = True
         self._end_calls(self._gone)
         for peer in range(self.size):
-            if peer != self.rank and peer not in self._left:
+            if peer != self.rank:  # also those that have left: the parent wants to know
                 self._put_unless_gone(peer, Goodbye(source=self.rank, completed=self._completed))
         try:
             if self._failure is None:

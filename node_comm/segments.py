@@ -156,6 +156,7 @@ class SegmentPool:
 
     def find(self, array: np.ndarray) -> tuple[Segment, int] | None:
         """The segment and offset of a C-ordered array that lies in memory from `allocate`."""
+        self._collect()  # the address of an array that is gone may be another's by now
         if not array.flags.c_contiguous:
             return None
         address = array.ctypes.data

@@ -1,0 +1,148 @@
+"""Shared memory without names, and the queues beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from node_comm.arrays import describe
+from node_comm.errors import Disconnected
+from node_comm.queues import MAX_FRAME, Queues
+from node_comm.segments import NAMELESS, Mappings, Segment, SegmentPool, offsets
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+
+
+@pytest.mark.parametrize("nameless", [NAMELESS, False])
+def test_segment_is_seen_by_others_until_it_is_closed(nameless: bool) -> None:
+    segment = Segment(0, 1, 1_000, nameless)
+    segment.memory[:5] = b"hello"
+    assert segment.location(0).read(5) == b"hello"
+    assert segment.location(1).read(4) == b"ello"
+    with segment.location(0).map() as seen:
+        seen[0] = ord("j")
+        assert segment.memory[:5] == b"jello"
+        segment.close()
+        segment.close()
+        assert seen[:5] == b"jello"  # what is mapped stays valid
+    assert not Path(segment.path).exists()
+    with pytest.raises(Disconnected, match="rank 0 is gone"):
+        segment.location(0).map()
+
+
+def test_location_that_means_another_file_by_now() -> None:
+    """A descriptor's number may be used again; the size tells."""
+    segment = Segment(3, 1, 1_000)
+    location = segment.location(0)
+    segment.close()
+    other = Segment(3, 2, 5_000)
+    assert other.path == location.path
+    with pytest.raises(Disconnected, match="rank 3 is gone"):
+        location.map()
+    other.close()
+
+
+def test_pool_uses_segments_again_and_keeps_few() -> None:
+    retired: list[int] = []
+    pool = SegmentPool(0, 2, lambda segment: retired.append(segment.number))
+    first = pool.lend(5_000)
+    assert first.nbytes == 8_192
+    pool.give_back(first)
+    assert pool.lend(8_192) is first
+    others = [pool.lend(nbytes) for nbytes in (0, 1, 100_000)]
+    assert len({first.number, *(segment.number for segment in others)}) == 4
+    for segment in (first, *others):
+        pool.give_back(segment)
+    assert retired == [first.number, others[0].number]  # those unused longest
+    before = len(os.listdir("/proc/self/fd"))
+    pool.close()
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before - 2
+
+
+def test_allocated_array_lives_as_long_as_a_view() -> None:
+    retired: list[int] = []
+    pool = SegmentPool(0, 2, lambda segment: retired.append(segment.number))
+    array = pool.allocate((4, 5), np.dtype("f8"))
+    part = array[2:, 1:]
+    place = pool.find(array[2:])
+    assert place is not None
+    assert place[1] == 80
+    assert pool.find(part) is None  # not C-ordered
+    assert pool.find(np.zeros(3)) is None
+    del array, place
+    pool.find(np.zeros(1))
+    assert retired == []
+    part[:] = 3
+    del part
+    pool.find(np.zeros(1))
+    assert retired == [1]
+
+
+def test_mappings_are_kept_until_forgotten() -> None:
+    pool, mappings = SegmentPool(5, 2, lambda segment: None), Mappings()
+    array = np.arange(10)
+    segment = pool.lend(array.nbytes)
+    pool.view(segment.location(0), describe(array))[:] = array
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert mappings.view(segment.location(0), describe(array)).tolist() == array.tolist()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    mappings.forget(5, segment.number)
+    assert len(os.listdir("/proc/self/fd")) == before
+    pool.close()
+
+
+def test_offsets_are_aligned() -> None:
+    assert offsets([1, 0, 64, 65, 8]) == ([0, 64, 64, 128, 256], 320)
+
+
+def test_frames_of_many_writers_arrive_whole() -> None:
+    """No lock guards the queue; frames up to the limit do not mix, longer ones take the way round."""
+    async def main() -> None:
+        readers, writers = zip(*(multiprocessing.Pipe(duplex=False) for _ in range(2)), strict=True)
+        inbox, outbox = Queues(0, readers[0], writers), Queues(1, readers[1], writers)
+        seen: list[bytes] = []
+        inbox.start(seen.append, pytest.fail)
+        outbox.start(seen.append, pytest.fail)
+        lengths = [0, 1, 100, MAX_FRAME - 1, MAX_FRAME]
+
+        def write(letter: int) -> None:
+            for number in range(200):
+                outbox.put(0, bytes([letter]) * lengths[number % 5])
+
+        threads = [threading.Thread(target=write, args=(letter,)) for letter in range(65, 70)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) or len(seen) < 1_000:
+            await asyncio.sleep(0.001)
+        for letter in range(65, 70):
+            assert sorted(len(frame) for frame in seen if frame[:1] == bytes([letter])) == sorted(
+                length for length in lengths for _ in range(40) if length)
+        assert all(len(set(frame)) <= 1 for frame in seen)
+        seen.clear()
+        long = [os.urandom(MAX_FRAME + extra) for extra in (1, 2, 70_000, 1_000_000)]
+        for frame in long:
+            outbox.put(0, frame)
+            outbox.put(0, b"after")
+        await outbox.drain()
+        assert seen == [frame for one in long for frame in (one, b"after")]
+        inbox.forget()
+        outbox._thread, thread = None, outbox._thread
+        inbox.put(1, b"")
+        for queues in (inbox, outbox):
+            assert queues is not None
+        outbox._thread = thread
+        inbox.close()
+        with pytest.raises((Disconnected, OSError)):
+            outbox.put(0, b"nobody reads this")
+
+    asyncio.run(main())
