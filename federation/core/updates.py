@@ -240,23 +240,26 @@ class FloatSum(UpdateSum):
             check_range(array, self._dtype, f"{client_id}: parameter {name!r}")
         share = math.ldexp(count, -self._log2_c)
         for index, array in enumerate(arrays):
+            elements = array.reshape(-1)
             if self.layout.dtypes[index].kind in "iu":
-                array = np.subtract(array, self._start[index], dtype=np.float64)
-            kernels.axpy(self._part(index), array, share)
+                elements = np.subtract(elements, self._start[index].reshape(-1), dtype=np.float64)
+            kernels.axpy(self._part(index), elements, share)
 
     def _mean_into(self, out: Weights) -> None:
-        for index, (target, start) in enumerate(zip(out, self._start, strict=True)):
+        for index, (array, begun) in enumerate(zip(out, self._start, strict=True)):
+            target, start = array.reshape(-1), begun.reshape(-1)
             mean = self._part(index).astype(np.float64) * math.ldexp(1.0, self._log2_c) / self.num_samples
             if target.dtype.kind in "iu":
-                mean = np.clip(np.rint(mean), -(2.0**62), 2.0**62)
-                kernels.finish(target, start, [mean.astype(np.int64)], 1.0, 1.0)
+                rounded = np.clip(np.rint(mean), -(2.0**62), 2.0**62).astype(np.int64)
+                kernels.finish(target, start, [rounded], 1.0, 1.0)
             elif target.dtype.kind == "b":
                 np.greater(mean, 0.5, out=target)
             else:
                 np.copyto(target, mean, casting="unsafe")
 
     def _part(self, index: int) -> np.ndarray:
-        return self.limbs[0][self.layout.value_slices[index]].reshape(self.layout.shapes[index])
+        """The slice of the vector that belongs to one array."""
+        return self.limbs[0][self.layout.value_slices[index]]
 
 
 def make_sum(reduction: Reduction, layout: Layout, start: Weights, *, total_samples: int, cohort_size: int,

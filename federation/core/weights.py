@@ -307,7 +307,7 @@ def native_order(dtype: np.dtype) -> np.dtype:
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """`array` in C order and native byte order, shape kept: itself where it is so already, else a copy."""
+    """`array` in C order and native byte order, shape kept: the same memory where it is so already, else a copy."""
     return np.asarray(array, dtype=native_order(array.dtype), order="C")
 
 
