@@ -570,7 +570,7 @@ async def check_cancelled_receive(transport: Transport) -> None:
     """Cancelling a receive ends it; closing is then allowed."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await transport.recv()
+            await transport.recv(transport.rank)
     await transport.close()
 
 
