@@ -16,7 +16,6 @@ file, follows no link to another file and takes no filter or external storage.
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import platform
@@ -31,6 +30,7 @@ import numpy as np
 
 from federation.core.weights import Weights
 from federation.errors import CheckpointError, FederationError
+from federation.infra.hdf5_io import Datasets, Output, load_h5py
 from federation.infra.state_tree import Leaf, flatten, leaf_digest, rebuild
 
 FORMAT_VERSION = 1
@@ -68,14 +68,14 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
     when the state holds something that cannot be stored or the file cannot be written.
     """
     target = Path(path)
-    h5py = _h5py()
+    h5py = load_h5py()
     structure, leaves = flatten(
         {"model": snapshot.weights, "server": snapshot.server, "clients": snapshot.clients, "metrics": snapshot.metrics}
     )
     temporary = target.with_name(temporary_name(target.name))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _Output(temporary) as output:
+        with Output(temporary) as output:
             # From 1.10 on, the format has checksums over its own tables.
             with h5py.File(output, "w", libver=("v110", "v110")) as file:
                 _fill(file, snapshot, structure, leaves, output)
@@ -106,7 +106,7 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
         raise CheckpointError(f"cannot read the checkpoint {target}: {error.strerror or error}") from error
     if start != _SIGNATURE:
         raise _damaged(target, _foreign(start, size))
-    h5py = _h5py()
+    h5py = load_h5py()
     try:
         with h5py.File(target, "r", locking=False) as file:
             return _parse(file, size)
@@ -121,7 +121,7 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
 def read_metric(path: Path) -> float | None:
     """The metric that ranks the checkpoint at `path`, without reading or verifying the rest; None where it has none."""
     try:
-        with _h5py().File(path, "r", locking=False) as file:
+        with load_h5py().File(path, "r", locking=False) as file:
             metric = float(file.attrs["metric"])
     except _DAMAGE:  # damaged or foreign: it ranks nowhere, and `read` will say so
         return None
@@ -144,75 +144,7 @@ def _attributes(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-class _Output:
-    """The file that HDF5 writes through. HDF5 never learns of a failed write, which `check` and `finish` raise.
-
-    Told that a disk is full, HDF5 2.0 crashes the process now and then while it closes the file. This way it takes
-    no file locks either, which many file systems do not have, and other threads run while bytes go to the disk.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._at = 0
-        self._error: OSError | None = None
-
-    def check(self) -> None:
-        """Raise the first failure so far."""
-        if self._error is not None:
-            raise self._error
-
-    def finish(self) -> None:
-        """Bring everything to the disk. Raises OSError for whatever failed since the beginning."""
-        self.check()
-        os.fsync(self._descriptor)
-
-    def __enter__(self) -> _Output:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        os.close(self._descriptor)
-
-    # What h5py asks of a file object.
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (os.fstat(self._descriptor).st_size if whence == os.SEEK_END else 0)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data).cast("B")
-        size = len(left)
-        try:
-            while self._error is None and left:
-                written = os.pwrite(self._descriptor, left, self._at)
-                left, self._at = left[written:], self._at + written
-        except OSError as error:
-            self._error = error
-        return size
-
-    def readinto(self, buffer: Any) -> int:
-        target = memoryview(buffer).cast("B")
-        data = os.pread(self._descriptor, len(target), self._at)
-        target[: len(data)] = data
-        return len(data)
-
-    def read(self, size: int) -> bytes:
-        return os.pread(self._descriptor, size, self._at)
-
-    def truncate(self, size: int) -> int:
-        try:
-            os.ftruncate(self._descriptor, size)
-        except OSError as error:
-            self._error = self._error or error
-        return size
-
-    def flush(self) -> None:
-        pass
-
-
-def _fill(file: Any, snapshot: Snapshot, structure: str, leaves: list[Leaf], output: _Output) -> None:
+def _fill(file: Any, snapshot: Snapshot, structure: str, leaves: list[Leaf], output: Output) -> None:
     attributes = _attributes(snapshot)
     for name, value in attributes.items():
         _set_attribute(file, name, value)
@@ -247,7 +179,7 @@ def _parse(file: Any, size: int) -> Snapshot:
         "metric": float(file.attrs["metric"]),
         **{name: file.attrs[name].decode() for name in ("config_digest", "run_id", "versions")},
     }
-    datasets = _Datasets(file, size)
+    datasets = Datasets(file, size)
     structure = bytes(datasets["structure",][()]).decode()
     leaves: list[Leaf] = []
 
@@ -277,34 +209,6 @@ def _parse(file: Any, size: int) -> Snapshot:
     )
 
 
-class _Datasets:
-    """The datasets of an open `file` of `size` bytes, each sure to lie in it, in one piece, and to be no larger."""
-
-    def __init__(self, file: Any, size: int) -> None:
-        self._h5py = _h5py()
-        self._size = size
-        self._groups: dict[tuple[str, ...], Any] = {(): file}
-
-    def __getitem__(self, path: tuple[str, ...]) -> Any:
-        dataset = self._follow(path)
-        creation = dataset.id.get_create_plist()
-        plain = creation.get_layout() in (self._h5py.h5d.CONTIGUOUS, self._h5py.h5d.COMPACT)
-        if not plain or creation.get_nfilters() or creation.get_external_count():
-            raise CheckpointError(f"{'/'.join(path)} is stored in a way that checkpoints do not use")
-        if dataset.size * dataset.dtype.itemsize > self._size:
-            raise CheckpointError(f"{'/'.join(path)} claims to be larger than the file")
-        return dataset
-
-    def _follow(self, path: tuple[str, ...]) -> Any:
-        *parents, link = path
-        group = self._groups.get(tuple(parents))
-        if group is None:
-            group = self._groups[tuple(parents)] = self._follow(tuple(parents))
-        if group.id.links.get_info(link.encode()).type != self._h5py.h5l.TYPE_HARD:
-            raise CheckpointError(f"{'/'.join(path)} is a link to somewhere else")
-        return group[link]
-
-
 def _set_attribute(file: Any, name: str, value: Any) -> None:
     if isinstance(value, str):
         text = value.encode()
@@ -315,22 +219,12 @@ def _set_attribute(file: Any, name: str, value: Any) -> None:
 
 
 def _text_type(length: int) -> Any:
-    return _h5py().string_dtype("utf-8", max(1, length))
-
-
-def _h5py() -> Any:
-    try:
-        return importlib.import_module("h5py")
-    except Exception as error:  # a package without its library raises whatever it likes
-        raise CheckpointError(
-            f"checkpoints need the package h5py, which cannot be imported ({type(error).__name__}: {error}). "
-            "Install it with pip install h5py."
-        ) from error
+    return load_h5py().string_dtype("utf-8", max(1, length))
 
 
 def _versions() -> dict[str, str]:
     """Versions of what took part in making the weights, as far as it is in memory."""
-    h5py = _h5py()
+    h5py = load_h5py()
     versions = {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version}
     for name in ("federation", "numpy", "h5py", "torch", "sklearn"):
         version = getattr(sys.modules.get(name), "__version__", None)

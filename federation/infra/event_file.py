@@ -1,4 +1,4 @@
-"""TensorBoard event files: written and cut without TensorFlow, torch or a thread.
+"""TensorBoard event files, written without TensorFlow, torch or a thread.
 
 A file is a series of records: length (8 bytes), its checksum (4), an `Event` protocol buffer, its checksum (4).
 """
@@ -10,71 +10,50 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 class EventFile:
-    """Appends scalars to one event file in `folder`; each round is in the file when `write` returns.
+    """Appends scalars to the one event file in `folder`; each round is in the file when `write` returns.
 
-    keep_until: events of earlier files in `folder` up to this step are taken over, later ones dropped, and the
-        earlier files removed, so that each step stands once. None keeps nothing.
+    resume_from: go on with the file that is there, and tell its readers to forget all steps after this one. None
+        begins a file.
 
     Raises ImportError where tensorboard is missing, OSError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, keep_until: int | None = None) -> None:
+    def __init__(self, folder: Path, resume_from: int | None = None) -> None:
         # The protocol buffers alone: the writer that tensorboard offers loads ten times as much, TensorFlow included.
         self._events: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
         self._summaries: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = sorted(folder.glob("events.out.tfevents.*"))
-        # Readers go through the files by name, which begins with the second of creation: ours must come last.
-        second = max([int(time.time()), *(_second_of(path) + 1 for path in earlier)])
-        path = folder / f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"
-        building = folder / f".{path.name.replace('tfevents', 'building')}"
-        with open(building, "wb") as file:
-            file.write(_record(self._event(file_version="brain.Event:2")))
-            # A reader that has followed an earlier file drops what it has seen from this step on.
-            start = self._events.SessionLog(status=self._events.SessionLog.START)
-            file.write(_record(self._event(step=0, session_log=start)))
-            for event in self._kept(earlier, keep_until):
-                file.write(_record(event))
-        os.replace(building, path)
-        for old in earlier:
-            old.unlink(missing_ok=True)
+        earlier = sorted(folder.glob("events.out.tfevents.*")) if resume_from is not None else []
+        if earlier:
+            path = earlier[-1]
+            os.truncate(path, _whole_length(path.read_bytes()))  # what was being written when the process died
+        else:
+            path = folder / f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - open for the whole run
+        if self._file.tell() == 0:
+            self._append(file_version="brain.Event:2")
+        # A second start in a file is a restart: readers drop the steps that they have seen from its own on.
+        start = self._events.SessionLog(status=self._events.SessionLog.START)
+        self._append(step=(resume_from or 0) + 1, session_log=start)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Append one event with a scalar a tag."""
         summary = self._summaries.Summary()
         for tag, value in scalars.items():
             summary.value.add(tag=tag, simple_value=value)
-        self._file.write(_record(self._event(step=step, summary=summary)))
+        self._append(step=step, summary=summary)
 
     def close(self) -> None:
         self._file.close()
 
-    def _event(self, **fields: Any) -> bytes:
-        content: bytes = self._events.Event(wall_time=time.time(), **fields).SerializeToString()
-        return content
-
-    def _kept(self, files: list[Path], until: int | None) -> Iterator[bytes]:
-        """Events of `files` up to step `until`, each once: a run that died while it took over has some in two files."""
-        seen: set[bytes] = set()
-        for path in files if until is not None else ():
-            for content in _records(path.read_bytes()):
-                event = self._events.Event.FromString(content)
-                own = event.HasField("file_version") or event.HasField("session_log")
-                if not own and event.step <= until and content not in seen:
-                    seen.add(content)
-                    yield content
-
-
-def _second_of(path: Path) -> int:
-    digits = path.name.split(".")[3]
-    return int(digits) if digits.isdigit() else 0
+    def _append(self, **fields: Any) -> None:
+        self._file.write(_record(self._events.Event(wall_time=time.time(), **fields).SerializeToString()))
 
 
 def _record(content: bytes) -> bytes:
@@ -82,17 +61,16 @@ def _record(content: bytes) -> bytes:
     return length + _checksum(length) + content + _checksum(content)
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """The records in `data`, up to the first that is torn or damaged."""
+def _whole_length(data: bytes) -> int:
+    """Bytes up to the end of the last whole record."""
     at = 0
     while at + 12 <= len(data):
         length = data[at : at + 8]
         end = at + 12 + struct.unpack("<Q", length)[0]
-        content = data[at + 12 : end]
-        if data[at + 8 : at + 12] != _checksum(length) or data[end : end + 4] != _checksum(content):
-            return
-        yield content
+        if data[at + 8 : at + 12] != _checksum(length) or data[end : end + 4] != _checksum(data[at + 12 : end]):
+            break
         at = end + 4
+    return at
 
 
 def _crc32c_table() -> list[int]:

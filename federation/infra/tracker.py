@@ -45,7 +45,7 @@ class NoTracker:
 
 
 class TensorBoardTracker:
-    """One event file in `folder`, which appears with the first round. After a resume it is one file again."""
+    """One event file in `folder`, which appears with the first round and is gone on with after a resume."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
@@ -59,7 +59,7 @@ class TensorBoardTracker:
 
     def resume_from(self, round: int) -> None:
         self.close()
-        self._file = EventFile(self._folder, keep_until=round)
+        self._file = EventFile(self._folder, resume_from=round)
 
     def close(self) -> None:
         if self._file is not None:

@@ -22,7 +22,7 @@ import pytest
 
 from federation.core.weights import Weights
 from federation.errors import CheckpointError
-from federation.infra import checkpoint_file
+from federation.infra import hdf5_io
 from federation.infra.checkpoint_file import Snapshot, read, write
 
 FLOCK_FAILS = """
@@ -266,7 +266,7 @@ def test_storage_outside_of_the_file_is_not_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "c.h5", "r+") as file:
         del file["model/fc.bias"]
         file["model"].create_dataset("fc.bias", (2,), np.float32, external=[(str(tmp_path / "secret"), 0, 8)])
-    with pytest.raises(CheckpointError, match="fc.bias is stored in a way"):
+    with pytest.raises(CheckpointError, match=r"fc\.bias is stored in a way"):
         read(tmp_path / "c.h5")
 
 
@@ -338,7 +338,8 @@ def test_a_file_system_without_locks(tmp_path: Path) -> None:
     free = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
     works = run(program, str(tmp_path / "c.h5"), env=free | {"LD_PRELOAD": str(library)})
     assert works.stdout.strip() == "3"
-    forced = run(program, str(tmp_path / "d.h5"), env=free | {"LD_PRELOAD": str(library), "HDF5_USE_FILE_LOCKING": "TRUE"})
+    force = free | {"LD_PRELOAD": str(library), "HDF5_USE_FILE_LOCKING": "TRUE"}
+    forced = run(program, str(tmp_path / "d.h5"), env=force)
     assert "HDF5_USE_FILE_LOCKING=FALSE" in forced.stdout
 
 
@@ -354,7 +355,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
+    monkeypatch.setattr(hdf5_io.os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"c\.h5: No space left"):
         write(tmp_path / "c.h5", Snapshot(2, small()))
     assert [path.name for path in tmp_path.iterdir()] == ["c.h5"]
