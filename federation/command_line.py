@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m federation.launch", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train one model over many clients: in this process, in several, under mpirun, or across machines.",
         epilog="exit status: 0 done; 1 failed while running; 2 bad configuration or usage;\n"
-               f"75 stopped by a signal after a checkpoint, to be resumed\n\nkeys of a configuration, with their defaults:\n{keys_for_help()}")
+               "75 stopped by a signal after a checkpoint, to be resumed\n\n"
+               f"keys of a configuration, with their defaults:\n{keys_for_help()}")
     add = parser.add_argument
     add("--config", metavar="FILE", action=_Once,
         help="the configuration, in YAML; without it, handwritten digits and 10 clients")

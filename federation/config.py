@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ __all__ = ["EXAMPLE", "CheckpointConfig", "Components", "Config", "DataConfig", 
 
 #: Constructor parameters that the framework gives, so that a configuration may not.
 _RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
-             "partitioner": ("labels", "num_clients", "rng_seed")}
+             "partitioner": ("labels", "num_clients", "rng_seed"), "dataset": ("seed",)}
+#: Data sets that do not come with this package: their loader looks for the files.
+_FROM_FILES = ("mnist",)
+_DATA_FILES = (".npz", ".h5", ".hdf5")
 _KEY = re.compile(r"[^\s=.]+(?:\.[^\s=.]+)*")
 _BARE = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_/])?")
 
@@ -73,9 +77,10 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     Raises ConfigError that lists every problem: file, line, key, value as written, what is allowed, the nearest name.
     """
     if path is None:
-        return _load(from_python(EXAMPLE, "", "built-in example", []), "example", overrides, options, [])
+        return _load(from_python(EXAMPLE, "", "", []), "example", overrides, options, [])
     problems: list[str] = []
-    return _load(_read_file(Path(path), problems), Path(path).stem, overrides, options, problems)
+    tree = _read_file(Path(path), problems)
+    return _load(tree, Path(path).stem, overrides, options, problems, str(path))
 
 
 def load_config_from_dict(mapping: Mapping[str, object], *, overrides: Sequence[str] = (),
@@ -113,12 +118,12 @@ def dump_config(config: Config) -> str:
 # -- sources ---------------------------------------------------------------------------------------------------------
 
 def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mapping[str, object] | None,
-          problems: list[str]) -> Config:
+          problems: list[str], source: str = "") -> Config:
     sources = [tree, *_overrides(overrides, problems), *_options(options or {}, problems)]
     tables = [_expanded(source) for source in sources if isinstance(source, Table)]
     if len(tables) < len(sources):
         raise ConfigError(problems)
-    checker = Checker(problems)
+    checker = Checker(problems, source)
     merged: Node = tables[0]
     for table in tables[1:]:
         merged = overlay(merged, table)
@@ -192,8 +197,8 @@ def _expanded(table: Table) -> Table:
     node = table.entries.get("tracker")
     if node is None or isinstance(node, Table) or (isinstance(node, Text) and node.is_null and not node.text):
         return table
-    short = table_at("name", node, table.places["tracker"])
-    return Table(table.entries | {"tracker": short}, table.places, table.place, table.shelves)
+    short = replace(table_at("name", node, table.places["tracker"]), assigned=True)
+    return replace(table, entries=table.entries | {"tracker": short})
 
 
 def _homes(kind: type[Section], path: str = "") -> dict[str, str]:
@@ -235,16 +240,30 @@ def _check_components(config: Config, checker: Checker) -> None:
                     checker.report(path, text)
             else:
                 _check_settings(component, settings, f"{kind}_config", _RESERVED[kind], checker)
-    if config.data.enabled and checker.sound("data", "data.partitioner"):
-        from federation.data.partitioner import PARTITIONERS
+    if config.data.enabled and checker.sound("data"):
+        _check_data(config.data, checker)
 
-        name = config.data.partitioner
-        if name in PARTITIONERS:
-            _check_settings(PARTITIONERS[name], config.data.partitioner_config, "data.partitioner_config",
-                            _RESERVED["partitioner"], checker)
-        else:
-            checker.report("data.partitioner", f"{name!r} is no known partitioner{suggestion(name, PARTITIONERS)} "
-                                               f"(known: {', '.join(PARTITIONERS)})")
+
+def _check_data(data: DataConfig, checker: Checker) -> None:
+    """The names of data set and partitioner, and the settings of those that are built in."""
+    from federation.data.partitioner import PARTITIONERS
+    from federation.data.provider import SOURCES
+
+    name = data.partitioner
+    if name in PARTITIONERS:
+        reserved = _RESERVED["partitioner"]
+        _check_settings(PARTITIONERS[name], data.partitioner_config, "data.partitioner_config", reserved, checker)
+    elif checker.sound("data.partitioner"):
+        checker.report("data.partitioner", f"{name!r} is no known partitioner{suggestion(name, PARTITIONERS)} "
+                                           f"(known: {', '.join(PARTITIONERS)})")
+    name = data.dataset
+    if name in SOURCES:
+        _check_settings(SOURCES[name], data.dataset_config, "data.dataset_config", _RESERVED["dataset"], checker)
+    elif not (name in _FROM_FILES or ":" in name or name.endswith(_DATA_FILES)) and checker.sound("data.dataset"):
+        known = (*SOURCES, *_FROM_FILES)
+        checker.report("data.dataset", f"{name!r} is no known data set{suggestion(name, known)} (known: "
+                                       f"{', '.join(known)}; or a path that ends in {', '.join(_DATA_FILES)}; or "
+                                       "package.module:factory)")
 
 
 def _check_settings(component: Any, settings: Mapping[str, object], path: str, reserved: Sequence[str],
@@ -275,7 +294,9 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     is_bare = _BARE.fullmatch(text) and text not in NULL_WORDS | WORDS_FOR_TRUTH
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_bare else "'")
+    # Line breaks and control characters survive in double quotes alone, as escapes.
+    quotes = "'" if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_bare else quotes)
 
 
 _Dumper.add_representer(str, _represent_text)

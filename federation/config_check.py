@@ -282,8 +282,9 @@ INVALID = _Invalid()
 class Checker:
     """Collects `problems` while it converts; `places` says where each path was given, `failed` which were refused."""
 
-    def __init__(self, problems: list[str] | None = None) -> None:
+    def __init__(self, problems: list[str] | None = None, source: str = "") -> None:
         self.problems = [] if problems is None else problems
+        self.source = source
         self.places: dict[str, str] = {}
         self.failed: set[str] = set()
 
@@ -293,10 +294,10 @@ class Checker:
         self.failed.add(path)
 
     def place_of(self, path: str) -> str:
-        """Where `path`, or else the section around it, was given; "" for a default."""
+        """Where `path`, or else the section around it, was given; for what is missing, the source."""
         while path and path not in self.places:
             path = path.rpartition(".")[0]
-        return self.places.get(path, "")
+        return self.places.get(path, self.source)
 
     def sound(self, *paths: str) -> bool:
         """Whether none of `paths` has been refused, so that rules between them make sense."""
@@ -491,8 +492,8 @@ def _value_problems(value: object, annotation: Any, path: str) -> list[tuple[str
     node = from_python(value, path, "", objects)
     if objects:
         return [(path, text.removeprefix(f"{path}: ")) for text in objects]
-    if isinstance(node, Given) and isinstance(node.value, Secret):
-        node = Given(node.value.reveal(), "") if Secret not in members(annotation) else node
+    if isinstance(node, Given) and isinstance(node.value, Secret) and Secret not in members(unwrap(annotation)[0]):
+        node = Given(MASK if node.value.is_masked else node.value.reveal(), "")
     checker = Checker()
     checker.value(node, annotation, path)
     return [(path, text.removeprefix(f"{path}: ")) for text in checker.problems]

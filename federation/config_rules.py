@@ -24,9 +24,9 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
         yield from _clients(config, sound)
     yield from _evaluation(config, sound)
     yield from _sides(config, sound)
+    yield from _transport(config, sound)
     if config.mode in ("server", "client", "distributed"):
         yield from _network(config, sound)
-    yield from _transport(config, sound)
     yield from _tracker(config.tracker, sound)
 
 

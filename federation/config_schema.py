@@ -4,8 +4,7 @@ To add a key, add a field: the checks, `--help`, docs/configuration.md and feder
 it (`python -m federation.config_reference` writes the last two). A field marked `OUTSIDE` is left out of
 `Config.digest`, because it does not change the model that a round ends with.
 """
-
-from __future__ import annotations
+# Annotations are read at run time, and as text they would be compiled at each reading.
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import yaml
 from yaml.composer import Composer
@@ -73,12 +73,14 @@ class Table:
     """Keys and values, in order; `places` says where each key stands.
 
     `shelves` are top-level keys that hold an anchor used behind them: `base: &base {...}` is there for its aliases.
+    `assigned`: the section takes the place of the one below it, as the value of `--set key={...}` does.
     """
 
     entries: dict[str, Node]
     places: dict[str, str]
     place: str
     shelves: frozenset[str] = frozenset()
+    assigned: bool = False
     is_null = False
 
 
@@ -96,8 +98,8 @@ def join(path: str, key: str) -> str:
 
 
 def overlay(below: Node, above: Node) -> Node:
-    """`below` with what `above` says in place of it; sections merge key by key, anything else is replaced."""
-    if not (isinstance(below, Table) and isinstance(above, Table)):
+    """`below`, with what `above` says in place of it. Sections merge key by key, unless `above` is assigned."""
+    if not (isinstance(below, Table) and isinstance(above, Table)) or above.assigned:
         return above
     entries = dict(below.entries)
     for key, node in above.entries.items():
@@ -106,7 +108,9 @@ def overlay(below: Node, above: Node) -> Node:
 
 
 def table_at(path: str, node: Node, place: str) -> Table:
-    """`node` at the end of a dotted `path`: `a.b` and 1 give {a: {b: 1}}."""
+    """`node` assigned to a dotted `path`: `a.b` and 1 give {a: {b: 1}}."""
+    if isinstance(node, Table):
+        node = replace(node, assigned=True)
     for key in reversed(path.split(".")):
         node = Table({key: node}, {key: place}, place)
     assert isinstance(node, Table)

@@ -25,8 +25,7 @@ _BASES = {"trainer": "federation.core.trainer:Trainer", "learner": "federation.c
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 # Top-level module -> the extra of this distribution that installs it.
-_EXTRAS = {"torch": "torch", "sklearn": "sklearn", "mpi4py": "mpi", "tensorboard": "tensorboard", "grpc": "grpc",
-           "mlflow": "mlflow", "wandb": "wandb"}
+_EXTRAS = {"torch": "torch", "sklearn": "sklearn", "mpi4py": "mpi", "tensorboard": "tensorboard"}
 
 C = TypeVar("C", bound=type)
 
