@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from federation.config_check import suggestion
 from federation.config_reference import keys_for_help, summary
 from federation.config_schema import Config
+from federation.config_value import suggestion
 from federation.config_yaml import Text
 from federation.errors import ConfigError
 

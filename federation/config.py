@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from federation.config_check import Checker, check_settings, settings_problems, suggestion
+from federation.builtin.table import COMPONENTS
+from federation.config_check import Checker
 from federation.config_reference import EXAMPLE
 from federation.config_rules import broken_rules, broken_trainer_rules
 from federation.config_schema import (
@@ -35,9 +36,10 @@ from federation.config_schema import (
     TransportConfig,
 )
 from federation.config_secret import Secret, revealed
+from federation.config_settings import check_settings, settings_problems
+from federation.config_value import WORDS_FOR_TRUTH, suggestion
 from federation.config_yaml import (
     NULL_WORDS,
-    WORDS_FOR_TRUTH,
     Given,
     Node,
     Series,
@@ -58,6 +60,7 @@ __all__ = ["EXAMPLE", "CheckpointConfig", "Components", "Config", "DataConfig", 
 
 #: Constructor parameters that the framework gives, so that a configuration may not.
 _RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
+             "trainer": ("server", "model", "aggregator", "config", "seed", "reduction", "on_divergence", "recorder"),
              "partitioner": ("labels", "num_clients", "rng_seed"), "dataset": ("seed",)}
 #: Data sets that do not come with this package: their loader looks for the files.
 _FROM_FILES = ("mnist",)
@@ -71,8 +74,8 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     """Read and check the YAML file at `path`; None stands for the built-in example.
 
     `overrides` are `dotted.key=value` with a value in YAML, as after `--set`. `options` are values by dotted key, which
-    go before everything; None among them means not given. `plugins` are imported, and so are the components that have
-    settings, since those are held against their constructors.
+    go before everything; None among them means not given. `plugins` are imported, and so are components that are not
+    built in or have settings, since those are held against their constructors.
 
     Raises ConfigError that lists every problem: file, line, key, value as written, what is allowed, the nearest name.
     """
@@ -216,7 +219,7 @@ def _homes(kind: type[Section], path: str = "") -> dict[str, str]:
 # -- what no single key tells ----------------------------------------------------------------------------------------
 
 def _check_components(config: Config, checker: Checker) -> None:
-    """Names against the registry, and settings against the constructors, of those components that have settings."""
+    """Names against the registry, and settings against the constructors."""
     if checker.sound("plugins"):
         try:
             load_plugins(config.plugins)
@@ -229,10 +232,11 @@ def _check_components(config: Config, checker: Checker) -> None:
         if not checker.sound("plugins", "components", path):
             continue
         name: str = getattr(config.components, kind)
+        # What is built in needs no settings, and is not imported to find that out.
         message = registry.name_problem(name, kind)
         if message is not None:
             checker.report(path, message)
-        elif settings:
+        elif settings or name not in COMPONENTS:
             try:
                 component = registry.resolve(name, kind)
             except ConfigError as error:

@@ -14,8 +14,8 @@ from typing import Any, get_type_hints
 import msgspec
 import yaml
 
-from federation.config_check import unwrap, wanted
 from federation.config_schema import Config, Section, is_outside, plain
+from federation.config_value import unwrap, wanted
 
 #: What runs when no file is named, beside the defaults: handwritten digits on a small network, in seconds.
 EXAMPLE: dict[str, Any] = {"learner_config": {"local_epochs": 5, "batch_size": 20, "client_lr": 0.1}}

@@ -9,7 +9,6 @@ guesses (8, 750, False) never happen. Nothing here constructs an object, so no t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -24,12 +23,6 @@ from federation.config_secret import Secret
 # An alias costs a few bytes and repeats all that it names: this bounds what a small file can grow to.
 MAX_VALUES = 100_000
 NULL_WORDS = frozenset({"", "~", "null", "Null", "NULL"})
-TRUE_WORDS = frozenset({"true", "True", "TRUE"})
-FALSE_WORDS = frozenset({"false", "False", "FALSE"})
-# All words that YAML 1.1 takes for a truth value.
-WORDS_FOR_TRUTH = TRUE_WORDS | FALSE_WORDS | frozenset(word for name in ("yes", "no", "on", "off", "y", "n")
-                                                       for word in (name, name.capitalize(), name.upper()))
-
 _STRING_TAG = "tag:yaml.org,2002:str"
 _MERGE_KEY = "<<"
 
@@ -115,47 +108,6 @@ def table_at(path: str, node: Node, place: str) -> Table:
         node = Table({key: node}, {key: place}, place)
     assert isinstance(node, Table)
     return node
-
-
-# -- numbers ---------------------------------------------------------------------------------------------------------
-
-_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_DECIMAL = re.compile(r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
-_TRAPS = (
-    (re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"), "is not a finite number"),
-    (re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9]+)+(?:\.[0-9_]*)?"),
-     "is sexagesimal (base 60) to some YAML readers and text to others; write the number out"),
-    (re.compile(r"[-+]?0[xXoObB][0-9a-fA-F_]+"), "is not decimal; hexadecimal, octal and binary are not read"),
-    (re.compile(r"[-+]?(?:[0-9][0-9.]*_[0-9_.]*|\._*[0-9][0-9_]*_[0-9_]*)(?:[eE][-+]?[0-9]+)?"),
-     "has an underscore, which only some YAML readers take for a number"),
-    (re.compile(r"[-+]?0[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?"),
-     "has a leading zero, which makes it octal to some YAML readers; write it without"),
-)
-_MAX_DIGITS = 400
-
-
-def parse_number(text: str) -> tuple[int | float | None, str]:
-    """The number that plain `text` writes, else None and the reason why a number cannot be taken from it.
-
-    The reason is "" where the text resembles no number at all. `1e-3`, `1E5` and `1.e3` are floats, `010`, `12:30`,
-    `0x10`, `1_000` and `.nan` are refused: YAML readers disagree about them, or they are not finite.
-    """
-    if len(text) > _MAX_DIGITS:
-        return None, "is too long for a number" if text[:1].isdigit() else ""
-    if _INTEGER.fullmatch(text):
-        return int(text), ""
-    if _DECIMAL.fullmatch(text):
-        value = float(text)
-        mantissa = re.split("[eE]", text)[0]
-        if value in (float("inf"), float("-inf")):
-            return None, "is too large for a 64-bit float"
-        if value == 0 and re.search("[1-9]", mantissa):
-            return None, "is too small for a 64-bit float"
-        return value, ""
-    for pattern, reason in _TRAPS:
-        if pattern.fullmatch(text):
-            return None, reason
-    return None, ""
 
 
 # -- from YAML text --------------------------------------------------------------------------------------------------

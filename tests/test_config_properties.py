@@ -14,7 +14,8 @@ from federation.config import Config, dump_config, load_config, load_config_from
 from federation.config_reference import entries
 from federation.config_schema import Section
 from federation.config_secret import is_secret_name
-from federation.config_yaml import parse_number, read_yaml
+from federation.config_value import parse_number
+from federation.config_yaml import read_yaml
 from federation.errors import ConfigError
 
 PLAIN = "tests.config_parts:PlainLearner"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from federation.config import Secret, check_settings
-from federation.config_check import nearest
+from federation.config_value import nearest
 from tests.config_parts import NeedyAggregator, PlainLearner, PlainModel
 
 RESERVED = ("model", "data")
@@ -18,7 +18,7 @@ def check(**settings):
 @pytest.mark.parametrize("settings", [
     {}, {"client_lr": 0.1}, {"client_lr": 1}, {"local_epochs": 3}, {"local_steps": None}, {"local_steps": 4},
     {"nesterov": True}, {"optimizer": "adam"}, {"betas": [0.5, 1]}, {"betas": (0.5, 0.9)}, {"milestones": []},
-    {"milestones": [1, 2]}, {"note": "x"}, {"extra": {"a": [1, {"b": None}]}}, {"extra": None},
+    {"milestones": [1, 2]}, {"note": "x"}, {"note": ""}, {"extra": {"a": [1, {"b": None}]}}, {"extra": None},
     {"api_key": Secret("x")},
     {"schedule": "cosine"},
 ])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from federation.config_yaml import Given, Series, Table, Text, from_python, overlay, parse_number, read_yaml
+from federation.config_value import parse_number
+from federation.config_yaml import Given, Series, Table, Text, from_python, overlay, read_yaml
 
 
 def texts(node):

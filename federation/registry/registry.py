@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from federation.builtin.table import COMPONENTS
-from federation.config_check import suggestion
+from federation.config_value import suggestion
 from federation.errors import ConfigError
 
 KINDS = ("trainer", "learner", "aggregator", "model")
