@@ -41,9 +41,10 @@ def shuffled_by(rng: np.random.Generator, group: np.ndarray, num_groups: int,
     `group` holds 0 .. num_groups-1 for each of `items`, a permutation of 0 .. n-1 (in that order where None). Returns
     `order` (int64, the items) and `offsets` (int64[num_groups + 1]): group g has order[offsets[g]:offsets[g + 1]].
     """
+    order = _sort_items(rng, len(group), items, group, num_groups)
     offsets = np.zeros(num_groups + 1, np.int64)
     np.cumsum(np.bincount(group, minlength=num_groups), out=offsets[1:])
-    return _sort_items(rng, len(group), items, group, num_groups), offsets
+    return order, offsets
 
 
 def _sort_items(rng: np.random.Generator, count: int, items: np.ndarray | None = None,

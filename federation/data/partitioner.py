@@ -7,7 +7,7 @@ see `draws`), and never loops until luck strikes: what cannot be had is refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType
 from typing import Any
 
@@ -44,22 +44,18 @@ def dirichlet(labels: np.ndarray, num_clients: int, rng_seed: int, *, alpha: flo
     Raises DataError for labels that are not integers, alpha outside 1e-9 .. 1e9, and num_clients x min_size above the
     number of samples.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1e-9 <= alpha <= 1e9:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float | np.number) or not 1e-9 <= alpha <= 1e9:
         raise DataError(f"alpha: {alpha!r} is not a number from 1e-9 to 1e9")
     classes, codes = classes_of(labels)
     least = _least_size(len(codes), num_clients, min_size, allow_empty)
     rng = stream(rng_seed, "partition")
     order, starts = shuffled_by(rng, codes, len(classes))
     totals = np.diff(starts)
-    counts = _balanced_counts(rng, totals, num_clients, alpha) if balanced else None
-    owner = np.empty(len(codes), np.int64)  # of the samples in `order`
-    clients = np.arange(num_clients)
-    for code, total in enumerate(totals):
-        if counts is not None:
-            shares = counts[code]
-        else:
-            shares = _apportion(dirichlet_rows(rng, np.full(num_clients, float(alpha)), 1)[0], total)
-        owner[starts[code] : starts[code + 1]] = np.repeat(clients, shares)
+    if balanced:
+        shares: Iterable[np.ndarray] = _balanced_counts(rng, totals, num_clients, alpha)
+    else:
+        shares = _counts(rng, totals, num_clients, alpha)
+    owner = np.concatenate([np.repeat(np.arange(num_clients), counts) for counts in shares])  # of those in `order`
     _fill_up(rng, owner, num_clients, least)
     return Partition(*shuffled_by(rng, owner, num_clients, order))
 
@@ -83,13 +79,10 @@ def label(labels: np.ndarray, num_clients: int, rng_seed: int, *, labels_per_cli
     drawn = shuffled(rng, len(classes))
     queue = np.repeat(drawn, shards[drawn])
     holders = _deal(rng, queue, num_clients, labels_per_client)
-    order, starts = shuffled_by(rng, codes, len(classes))
-    owner = np.empty(len(codes), np.int64)  # of the samples in `order`
-    by_class = holders[np.argsort(queue, kind="stable")]
-    first = _offsets(shards)
-    for code, total in enumerate(totals):
-        mine = by_class[first[code] : first[code + 1]]
-        owner[starts[code] : starts[code + 1]] = np.repeat(mine, _equal(int(total), len(mine)))
+    order, _ = shuffled_by(rng, codes, len(classes))
+    by_class = np.split(holders[np.argsort(queue, kind="stable")], np.cumsum(shards)[:-1])
+    owner = np.concatenate([np.repeat(mine, _equal(int(total), len(mine)))
+                            for mine, total in zip(by_class, totals, strict=True)])  # of the samples in `order`
     return Partition(*shuffled_by(rng, owner, num_clients, order))
 
 
@@ -142,24 +135,34 @@ def _apportion(proportions: np.ndarray, totals: np.ndarray) -> np.ndarray:
     The running sum is rounded, not each count, so nothing is lost.
     """
     running = np.cumsum(proportions, axis=-1)
-    bounds = np.floor(running / running[..., -1:] * np.asarray(totals)[..., None] + 0.5).astype(np.int64)
+    bounds = np.floor(running / running[..., -1:] * totals[..., None] + 0.5).astype(np.int64)
     return np.diff(bounds, axis=-1, prepend=0)
+
+
+def _counts(rng: np.random.Generator, totals: np.ndarray, num_clients: int, alpha: float) -> Iterator[np.ndarray]:
+    """For each class, its samples at each client, int64[clients], in proportions drawn from Dirichlet(alpha, ...)."""
+    at_once = max(1, (1 << 20) // num_clients)  # many classes in one draw where clients are few: calls cost most then
+    concentration = np.full(num_clients, float(alpha))
+    for start in range(0, len(totals), at_once):
+        some = totals[start : start + at_once]
+        yield from _apportion(dirichlet_rows(rng, concentration, len(some)), some)
 
 
 def _balanced_counts(rng: np.random.Generator, totals: np.ndarray, num_clients: int, alpha: float) -> np.ndarray:
     """int64[classes, clients]: samples of each class for each client, with rows that sum to `totals` and columns to
     equal sizes, near mixes of labels drawn from a Dirichlet."""
     sizes = _equal(int(totals.sum()), num_clients)
-    mean = totals / totals.sum()
-    wanted = np.ascontiguousarray(dirichlet_rows(rng, alpha * len(totals) * mean, num_clients).T) * sizes
-    for _ in range(100):  # iterative proportional fitting; what it leaves is moved below
-        wanted *= (totals / np.maximum(wanted.sum(axis=1), 1e-300))[:, None]
-        wanted *= sizes / np.maximum(wanted.sum(axis=0), 1e-300)
-        if np.abs(wanted.sum(axis=1) - totals).max() < 0.5:
+    concentration = alpha * len(totals) * (totals / totals.sum())
+    mixes = np.ascontiguousarray(dirichlet_rows(rng, concentration, num_clients).T)
+    for _ in range(100):  # iterative proportional fitting, which converges as no entry is 0; what it leaves is moved
+        mixes = np.maximum(mixes, 1e-12)
+        mixes *= (totals / (mixes * sizes).sum(axis=1))[:, None]
+        mixes /= mixes.sum(axis=0)
+        if np.abs((mixes * sizes).sum(axis=1) - totals).max() < 0.5:
             break
-    counts = np.ascontiguousarray(_apportion(wanted.T, sizes).T)
+    counts = np.ascontiguousarray(_apportion(mixes.T, sizes).T)
     excess = counts.sum(axis=1) - totals
-    while excess.any():
+    while excess.any():  # they sum to 0, and each pass settles one of them for good
         donor, taker = int(excess.argmax()), int(excess.argmin())
         amount = int(min(excess[donor], -excess[taker]))
         running = np.cumsum(counts[donor])
