@@ -57,6 +57,10 @@ inline std::uint64_t round_to_integer(double x) {
     return (high << 32) + low;
 }
 
+// rint(x) as an integer for |x| <= quick_limit, in one addition; for other x some integer, always the same one.
+constexpr double quick_limit = pow2(50);
+inline std::uint64_t quick_integer(double x) { return bits_as<std::uint64_t>(x + magic) - magic_bits; }
+
 // double(q), rounded to nearest even, in operations that vectorise.
 inline double to_double(std::int64_t q) {
     const std::uint64_t shifted = static_cast<std::uint64_t>(q) ^ sign_bit;
@@ -167,21 +171,6 @@ template <class T> inline T moved(T start, double delta) {
 
 // ---- the kernels
 
-// Elements are worked on in blocks that stay in the first-level cache.
-constexpr std::size_t block_size = 512;
-
-// x[i] = (values[begin + i] - start[begin + i]) * factor; returns the largest |x|, with NaN above infinity.
-template <class T> double scaled_differences(double* x, const void* values, const void* start, std::size_t begin,
-                                             std::size_t count, double factor) {
-    std::int64_t peak_bits = 0;  // magnitudes of doubles are ordered like their bits
-    for (std::size_t i = 0; i < count; ++i) {
-        x[i] = difference<T>(values, start, begin + i) * factor;
-        const std::int64_t size = bits_as<std::int64_t>(magnitude(x[i]));
-        peak_bits = size > peak_bits ? size : peak_bits;
-    }
-    return bits_as<double>(peak_bits);
-}
-
 // The largest scaled difference of the elements whose value is finite, and whether all are.
 template <class T> Findings inspect(const void* values, const void* start, std::size_t n, double factor) {
     Findings findings{0.0, true};
@@ -198,22 +187,25 @@ template <class T> Findings inspect(const void* values, const void* start, std::
 
 template <class T> Findings accumulate(std::int64_t* total, const void* values, const void* start, std::size_t n,
                                        double factor, double limit) {
-    double x[block_size];
+    constexpr std::size_t block_size = 1024;
     double peak = 0.0;
     bool all_fit = true;
     for (std::size_t begin = 0; begin < n; begin += block_size) {
-        const std::size_t count = n - begin < block_size ? n - begin : block_size;
-        const double block_peak = scaled_differences<T>(x, values, start, begin, count, factor);
-        std::int64_t* const sums = total + begin;
-        if (block_peak <= limit && block_peak <= pow2(50)) {  // the plain case: one addition rounds
-            for (std::size_t i = 0; i < count; ++i) {
-                const std::uint64_t added = bits_as<std::uint64_t>(x[i] + magic) - magic_bits;
-                store(sums, i, load<std::uint64_t>(sums, i) + added);
-            }
-        } else {
-            for (std::size_t i = 0; i < count; ++i) {
-                const double fitting = magnitude(x[i]) <= limit ? x[i] : 0.0;
-                store(sums, i, load<std::uint64_t>(sums, i) + round_to_integer(fitting));
+        const std::size_t end = n - begin < block_size ? n : begin + block_size;
+        // Most updates are small: take that for granted, and look at the largest value of the block afterwards.
+        std::int64_t peak_bits = 0;  // magnitudes of doubles are ordered like their bits, and NaN is above infinity
+        for (std::size_t i = begin; i < end; ++i) {
+            const double x = difference<T>(values, start, i) * factor;
+            const std::int64_t size = bits_as<std::int64_t>(magnitude(x));
+            peak_bits = size > peak_bits ? size : peak_bits;
+            store(total, i, load<std::uint64_t>(total, i) + quick_integer(x));
+        }
+        const double block_peak = bits_as<double>(peak_bits);
+        if (!(block_peak <= limit && block_peak <= quick_limit)) {
+            for (std::size_t i = begin; i < end; ++i) {
+                const double x = difference<T>(values, start, i) * factor;
+                const std::uint64_t right = round_to_integer(magnitude(x) <= limit ? x : 0.0);
+                store(total, i, load<std::uint64_t>(total, i) + (right - quick_integer(x)));
             }
         }
         all_fit = all_fit && block_peak <= limit;

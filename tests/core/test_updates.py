@@ -73,8 +73,8 @@ def test_counters_stay_integers_and_are_rounded_to_nearest(reduction):
     for start_value in (0, 7, 8, 10**6, 2**53):
         start = Weights.of({"bn.num_batches_tracked": np.array(start_value),
                             "bn.running_mean": np.zeros(2, np.float32)})
-        updates = [({"bn.num_batches_tracked": np.array(start_value + 7), "bn.running_mean": np.array([0, 4], "f4")}, 1),
-                   ({"bn.num_batches_tracked": np.array(start_value + 8), "bn.running_mean": np.array([4, 8], "f4")}, 3)]
+        updates = [([np.array(start_value + 7), np.array([0, 4], np.float32)], 1),
+                   ([np.array(start_value + 8), np.array([4, 8], np.float32)], 3)]
         result = mean(start, updates, reduction)
         assert result["bn.num_batches_tracked"].dtype == np.int64
         assert result["bn.num_batches_tracked"].shape == ()

@@ -278,7 +278,8 @@ def test_sequences_are_matched_by_position_and_counted():
 
 @pytest.mark.parametrize(("given", "wanted", "allowed"), [
     ("float64", "float32", True), ("float16", "float32", True), ("float32", "float16", True),
-    ("int64", "float32", True), ("bool", "float32", True), (BF16, "float32", True), ("float32", BF16, True), (BF16, "float16", True),
+    ("int64", "float32", True), ("bool", "float32", True), (BF16, "float32", True), ("float32", BF16, True),
+    (BF16, "float16", True),
     ("float16", BF16, True), (">f8", "float32", True), ("int64", "int32", True), ("uint8", "int64", True),
     ("float32", "int64", False), (BF16, "int64", False), ("complex64", "float32", False), ("int64", "bool", False),
     ("float32", "bool", False), ("int64", "uint8", False), ("U1", "float32", False), ("O", "float32", False)])
