@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from federation.errors import CheckpointError
 from federation.infra.checkpoint_file import Snapshot, read, read_metric, write
@@ -72,8 +72,7 @@ class Checkpoints:
 
         Raises CheckpointError, at once, for state that cannot be stored, and for the failure of an earlier write.
         """
-        if metric is not None:
-            snapshot = replace(snapshot, metric=float(metric))
+        snapshot = _ranked(snapshot, metric)
         self.flush()
         if not self._asynchronous:
             self._settle(lambda: self._write(snapshot))
@@ -84,7 +83,6 @@ class Checkpoints:
             weights=copy_state(snapshot.weights, earlier and earlier.weights, "model"),
             server=copy_state(snapshot.server, earlier and earlier.server, "server"),
             clients=copy_state(snapshot.clients, earlier and earlier.clients, "clients"),
-            metrics=copy_state(snapshot.metrics, None, "metrics"),
         )
         # The thread's log lines carry the round of the caller.
         self._writing = self._thread.submit(contextvars.copy_context().run, self._write, self._copy)
@@ -94,8 +92,7 @@ class Checkpoints:
 
         Raises CheckpointError when that fails, whatever `on_error` says; the failure of an earlier write is logged.
         """
-        if metric is not None:
-            snapshot = replace(snapshot, metric=float(metric))
+        snapshot = _ranked(snapshot, metric)
         try:
             self.flush()
         except CheckpointError as error:
@@ -203,6 +200,20 @@ class Checkpoints:
             if elsewhere or int(match["pid"]) == os.getpid() or not process_is_alive(int(match["pid"])):
                 logger.info("removing %s, which a process left that died while writing", path)
                 path.unlink(missing_ok=True)
+
+
+def _ranked(snapshot: Snapshot, metric: float | None) -> Snapshot:
+    """`snapshot` with its rank, and with a copy of its metrics in which text stands for what cannot be stored.
+
+    Metrics may come from anyone's code, and training does not depend on them: they are no reason to stop a run.
+    """
+    metrics: dict[str, Any] = {}
+    for name, value in snapshot.metrics.items():
+        try:
+            metrics[str(name)] = copy_state(value)
+        except CheckpointError:
+            metrics[str(name)] = str(value)
+    return replace(snapshot, metrics=metrics, metric=snapshot.metric if metric is None else float(metric))
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -52,6 +52,7 @@ def copy_state(value: Any, reuse: Any = None, where: str = "state") -> Any:
             return reuse
         return value.copy()
     if isinstance(value, Mapping):
+        _links(value, where)
         by_key = reuse if isinstance(reuse, dict) else {}
         return {key: copy_state(item, by_key.get(key), f"{where}/{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -118,6 +119,19 @@ def dtype_text(value: np.ndarray | np.generic, where: str) -> str:
     )
 
 
+def _links(value: Mapping[Any, Any], where: str) -> dict[str, str | int]:
+    """The HDF5 link of each key, in order. CheckpointError for keys that cannot be told apart in the file."""
+    links: dict[str, str | int] = {}
+    for key in value:
+        if type(key) not in (str, int):
+            raise CheckpointError(f"{where} has the key {key!r}; keys are str or int")
+        link = link_name(key)
+        if link in links:
+            raise CheckpointError(f"{where} has the keys {links[link]!r} and {key!r}; use one type of key")
+        links[link] = key
+    return links
+
+
 def _not_state(value: Any, where: str) -> CheckpointError:
     return CheckpointError(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold. Allowed "
@@ -133,17 +147,8 @@ def _describe(value: Any, path: Path, leaves: list[Leaf]) -> list[Any]:
             arrays.append([name, text, list(array.shape)])
         return ["weights", arrays]
     if isinstance(value, Mapping):
-        links: dict[str, str | int] = {}
-        items = []
-        for key, item in value.items():
-            if type(key) not in (str, int):
-                raise CheckpointError(f"{'/'.join(path)} has the key {key!r}; keys are str or int")
-            link = link_name(key)
-            if link in links:
-                raise CheckpointError(f"{'/'.join(path)} has the keys {links[link]!r} and {key!r}; use one type of key")
-            links[link] = key
-            items.append([key, _describe(item, (*path, link), leaves)])
-        return ["dict", items]
+        links = _links(value, "/".join(path))
+        return ["dict", [[key, _describe(value[key], (*path, link), leaves)] for link, key in links.items()]]
     if type(value) in (list, tuple):
         return [
             type(value).__name__,

@@ -220,6 +220,18 @@ def test_state_that_cannot_be_stored_is_refused_by_the_save_itself(tmp_path: Pat
         checkpoints.save(snapshot(1, server={"optimizer": object()}))
 
 
+def test_odd_metrics_do_not_stop_a_run(tmp_path: Path) -> None:
+    """S-TRACK-05: what a user's code reports is kept where it can be, and as text where not."""
+    odd = {"loss": np.float32("nan"), "accuracy": None, "note": "x", "kind": np.array(["a"]), "type": int, 3: {1.5: 2}}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(snapshot(1, metrics=odd))
+        checkpoints.save_now(snapshot(2, metrics=odd))
+    for round in (1, 2):
+        found = dict(read(tmp_path / f"round_{round:06d}.h5").metrics)
+        assert np.isnan(found.pop("loss"))
+        assert found == {"accuracy": None, "note": "x", "kind": "['a']", "type": str(int), "3": "{1.5: 2}"}
+
+
 def fail(path: Path, snapshot: Snapshot) -> None:
     raise CheckpointError(f"cannot write the checkpoint {path}: disk full")
 

@@ -298,7 +298,8 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker.resume_from(1)
     tracker.log(2, {"round": 2, "loss": 0.5, "accuracy": None})
     tracker.close()
-    settings = {"project": "federation", "entity": None, "name": None, "mode": "offline", "dir": str(tmp_path / "wandb")}
+    folder = str(tmp_path / "wandb")
+    settings = {"project": "federation", "entity": None, "name": None, "mode": "offline", "dir": folder}
     assert calls == ["KEY-OF-A-TEST", settings, {"resumed_from_round": 1}, (2, {"loss": 0.5}), "finish"]
 
 
