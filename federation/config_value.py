@@ -84,9 +84,13 @@ def nearest(word: str, known: Collection[str]) -> str | None:
     close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
     if close:
         return folded[close[0]]
-    # `lr` for `client_lr`, `mlp` for `model.torch.mlp`
-    parts = [name for name in sorted(known) if word.casefold() in name.casefold().replace(".", "_").split("_")]
-    return parts[0] if len(parts) == 1 else None
+    # `lr` for `client_lr`, `hiden` for `hidden_sizes`, `mlp` for `model.torch.mlp`: near a part that only one name has.
+    owners: dict[str, set[str]] = {}
+    for name in known:
+        for part in re.split("[._]", name.casefold()):
+            owners.setdefault(part, set()).add(name)
+    parts = difflib.get_close_matches(word.casefold(), owners, n=1, cutoff=0.8)
+    return next(iter(owners[parts[0]])) if parts and len(owners[parts[0]]) == 1 else None
 
 
 def likeness(word: str, name: str) -> float:

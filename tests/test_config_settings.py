@@ -86,6 +86,7 @@ def test_annotations_that_cannot_be_evaluated_do_not_count():
 @pytest.mark.parametrize(("word", "known", "name"), [
     ("lr", ["client_lr", "server_momentum"], "client_lr"),
     ("lr", ["client_lr", "server_lr"], None),
+    ("hiden", ["hidden_sizes", "dropout", "seed"], "hidden_sizes"),
     ("epochs", ["local_epochs", "local_steps"], "local_epochs"),
     ("SEED", ["seed"], "seed"),
     ("xyz", ["seed"], None),
