@@ -87,9 +87,12 @@ def _stratified(totals: np.ndarray, wanted: int) -> np.ndarray:
     exact = totals * wanted
     counts: np.ndarray = exact // totals.sum()
     by_remainder = np.argsort(-(exact % totals.sum()), kind="stable")
-    for kept in (1, 0):  # samples that a class keeps for training
+    kept = 1  # samples of each class that stay for training
+    while (missing := wanted - int(counts.sum())) > 0:
         open_classes = by_remainder[(counts < totals - kept)[by_remainder]]
-        counts[open_classes[: wanted - int(counts.sum())]] += 1
+        counts[open_classes[:missing]] += 1
+        if len(open_classes) == 0:
+            kept = 0
     return counts
 
 

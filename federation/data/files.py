@@ -93,7 +93,9 @@ def _keys(path: Path, present: list[str], layouts: tuple[tuple[str, ...], ...]) 
     return begun[0]
 
 
-def _numbers(array: np.ndarray, path: Path, key: str) -> np.ndarray:
+def _numbers(array: object, path: Path, key: str) -> np.ndarray:
+    if not isinstance(array, np.ndarray):  # a member that is no .npy file comes as bytes
+        raise DataError(f"{path}: {key!r} is not an array; expected what numpy.savez writes")
     if array.dtype.hasobject:
         raise DataError(_objects(path, key))
     return array

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -67,7 +68,7 @@ def digits(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
         table = np.loadtxt(path, delimiter=",", dtype=np.float32)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected the digits of scikit-learn, 64 pixels and a label a line ({error}); "
                         f"install scikit-learn again") from error
     return table[:, :64] / np.float32(16), table[:, 64].astype(np.int64), 10
