@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from node_comm import Transport
 
-from federation.config import Config
+from federation.config import Config, revealed
 from federation.core.aggregator import Aggregator
 from federation.core.learner import Learner
 from federation.core.model import Model
@@ -48,11 +48,11 @@ class Parts:
         settings = dict(self.model.settings_from_data(dataset.input_shape, dataset.num_classes)) if dataset else {}
         if "seed" in inspect.signature(self.model).parameters:
             settings["seed"] = stream_seed(self.config.seed, "initialisation")
-        return self.model(**(settings | dict(self.config.model_config)))
+        return self.model(**(settings | revealed(self.config.model_config)))
 
     def make_learner(self) -> Learner:
         """A learner with a model of its own."""
-        return self.learner(model=self.make_model(), **self.config.learner_config)
+        return self.learner(model=self.make_model(), **revealed(self.config.learner_config))
 
     def make_host(self, transport: Transport | None = None) -> ClientHost:
         """The clients' host of one rank; its sums live in the transport's memory."""
@@ -78,7 +78,7 @@ class Parts:
                                     "on_divergence": self.config.on_divergence, "recorder": recorder}
         wanted = inspect.signature(self.trainer).parameters
         return self.trainer(server=server, model=self.make_model(),
-                            aggregator=self.aggregator(**self.config.aggregator_config),
+                            aggregator=self.aggregator(**revealed(self.config.aggregator_config)),
                             config=self.config.trainer_config,
                             **{name: service for name, service in services.items() if name in wanted})
 
@@ -98,9 +98,9 @@ def assemble(config: Config) -> Parts:
 def load_data(config: Config) -> DataManager:
     """The data set and its partition: the same on every rank. Raises DataError."""
     dataset = load_dataset(config.data.dataset, root=config.data.root, seed=config.seed,
-                                    test_fraction=config.data.test_fraction, config=config.data.dataset_config)
+                                    test_fraction=config.data.test_fraction, config=revealed(config.data.dataset_config))
     partition = PARTITIONERS[config.data.partitioner](dataset.y_train, config.num_clients, config.seed,
-                                                      **config.data.partitioner_config)
+                                                      **revealed(config.data.partitioner_config))
     return DataManager(dataset, partition, client_test_fraction=config.data.client_test_fraction, seed=config.seed)
 
 

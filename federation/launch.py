@@ -16,17 +16,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, NoReturn
 
-from node_comm import Transport, launchers
+from node_comm import CommError, Transport, launchers
 
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
-from federation.errors import ConfigError
+from federation.errors import ConfigError, DataError, FederationError
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
 
 logger = logging.getLogger(__name__)
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
+THREADS = "OMP_NUM_THREADS"  #: where `apply_threads` leaves the number, for this process and its children
 GRACE = 3.0  #: seconds that a rank leaves rank 0 to say what is wrong, before it says so itself
 
 
@@ -118,7 +119,9 @@ async def _lead(config: Config, mode: str, transport: Transport, resume: str | N
         session.open()
         from federation.assemble import assemble
 
-        return await session.lead(assemble(config), transport)
+        parts = assemble(config)
+        threads = apply_threads(int(os.environ[THREADS]))  # again, for the libraries that have come with the parts
+        return await session.lead(parts, transport, threads)
 
 
 async def _follow(config: Config, transport: Transport) -> Any:
@@ -126,7 +129,9 @@ async def _follow(config: Config, transport: Transport) -> Any:
     from federation.assemble import assemble
     from federation.session import RunResult
 
-    await assemble(config).make_client(transport).serve()
+    parts = assemble(config)
+    apply_threads(int(os.environ[THREADS]))
+    await parts.make_client(transport).serve()
     return RunResult(mode=config.mode, world_size=transport.size)
 
 
@@ -154,6 +159,13 @@ def report(error: BaseException, rank: int = 0) -> int:
             status = STOPPED if error.checkpoint else FAILED
         case SystemExit(code=int() as code):
             status = code
+        case DataError():
+            print(f"{who}{redact(str(error))}", file=sys.stderr)
+            status = BAD_CONFIG
+        case FederationError() | CommError():
+            print(f"{who}{type(error).__name__}: {redact(str(error))}", file=sys.stderr)
+            logger.debug("traceback", exc_info=error)
+            status = FAILED
         case _:
             text = "".join(traceback.format_exception(error))
             print(f"{who}{redact(text)}", file=sys.stderr)

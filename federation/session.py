@@ -81,8 +81,11 @@ class Session:
     def _finished(self) -> bool:
         return self._found is not None and self._found.round >= self.config.trainer_config.max_rounds
 
-    async def lead(self, parts: Parts, transport: Transport) -> RunResult:
-        """Run the trainer to its end, or to a signal (Stopped, once a checkpoint is written)."""
+    async def lead(self, parts: Parts, transport: Transport, threads: Mapping[str, int]) -> RunResult:
+        """Run the trainer to its end, or to a signal (Stopped, once a checkpoint is written).
+
+        `threads` are those that each library uses, for the summary.
+        """
         config, server = self.config, parts.make_server(transport)
         if self._finished:
             await server.start()
@@ -105,7 +108,7 @@ class Session:
         self.folder.write_summary({
             "weights_sha256": result.weights_sha256, "rounds_completed": rounds, "final": final, "mode": self.mode,
             "world_size": transport.size, "num_clients": config.num_clients, "seed": config.seed,
-            "threads": int(os.environ.get("OMP_NUM_THREADS", "1")), "wall_s": time.monotonic() - self._began,
+            "threads": dict(threads), "wall_s": time.monotonic() - self._began,
             "versions": versions()})
         return result
 

@@ -21,7 +21,7 @@ from federation.data.sampling import draw_cohort
 from federation.node.host import ClientHost
 from federation.node.server import Plan, ServerNode
 
-SEED, CLIENTS, COHORT, ROUNDS = 1, 20, 8, 15
+SEED, CLIENTS, COHORT, ROUNDS = 1, 20, 8, 30
 
 
 async def main() -> float:

@@ -329,16 +329,24 @@ class ServerNode:
         async def work() -> None:
             reports[0] = await here(share)
 
+        def silent() -> str:
+            return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
+                             for rank in (0, *self._ranks) if rank not in reports)
+
+        async def say_who_is_late() -> None:
+            while True:
+                await asyncio.sleep(PATIENCE)
+                logger.info("round %d: waiting for %s", round, silent())
+
         try:
             async with asyncio.timeout(self.round_timeout), asyncio.TaskGroup() as group:
-                for rank in self._ranks:
-                    group.create_task(ask(rank))
-                group.create_task(work())
+                saying = group.create_task(say_who_is_late())
+                answers = [group.create_task(ask(rank)) for rank in self._ranks]
+                await asyncio.gather(work(), *answers)
+                saying.cancel()
         except TimeoutError:
-            silent = [f"rank {rank} (last heard from {self.node.silence(rank):.0f} s ago)"
-                      for rank in (*self._ranks, 0) if rank not in reports]
             raise RoundError(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
-                             f"{', '.join(silent)}") from None
+                             f"{silent()}") from None
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.mpi_helper import mpirun_command
+from tests.mpi_helper import kill_tree, mpirun_command
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
 
@@ -70,7 +70,7 @@ def launch(tmp_path: Path) -> Callable[..., Finished]:
             try:
                 stdout, stderr = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
+                kill_tree(process.pid)
                 stdout, stderr = process.communicate()
                 pytest.fail(f"still running after {timeout} s: {' '.join(line)}\n{stdout}\n{stderr}")
         finished = Finished(process.returncode, stdout, stderr, folder, time.monotonic() - began)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import subprocess
 import time
 
 import pytest
 
+from tests.mpi_helper import kill_tree
 from tests.system.conftest import ENVIRONMENT, command
 from tests.system.test_failure import faulty
 
@@ -29,7 +29,7 @@ def test_killed_at_random_moments(launch, tmp_path, world):
         with subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL,
                               env={**os.environ, **ENVIRONMENT}) as process:
             time.sleep(moments.uniform(0.3, 0.8 * reference.seconds + 0.5))
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_tree(process.pid)
         resumed = launch("--resume", folder=folder, settings=SETTINGS, **world)
         assert resumed.result == reference.result
 

@@ -14,6 +14,7 @@ from federation.core.weights import Weights
 from federation.data.sampling import cohort_size_of, draw_cohort
 from federation.errors import RoundError
 from federation.infra.checkpoint import Snapshot
+from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.timer import Timer
 from federation.node.server import Fitted, Plan, ServerNode, check_problems
@@ -50,6 +51,7 @@ class DefaultTrainer(Trainer):
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.broadcast_weights(self.weights)
         for number in range(self.round + 1, self.config.max_rounds + 1):
+            round_number.set(number)
             with self.timer.phase("fit"):
                 plan = self.plan(number)
                 fitted = await self.server.fit(plan)
