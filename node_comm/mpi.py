@@ -100,13 +100,12 @@ def _exit_status(leaving: SystemExit) -> int:
 def _load_mpi() -> ModuleType:
     try:
         from mpi4py import MPI
-    except ModuleNotFoundError as error:
-        raise Unavailable("MPI cannot be used here: mpi4py is not installed. Install the `mpi` extra "
-                          "(mpi4py and an MPI library).") from error
     except (ImportError, RuntimeError, OSError) as error:
-        raise Unavailable(f"MPI cannot be used here: mpi4py is installed, but its MPI library does not load ({error}). "
-                          "Load your site's MPI module, or install the `mpi` extra (mpi4py and an MPI library).",
-                          ) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":
+            raise Unavailable("MPI cannot be used here: mpi4py is not installed. Install the `mpi` extra (mpi4py and "
+                              "an MPI library).") from error
+        raise Unavailable(f"MPI cannot be used here: mpi4py does not load ({error}). Load your site's MPI module, or "
+                          "install the `mpi` extra (mpi4py and an MPI library).") from error
     return MPI
 
 
@@ -141,14 +140,14 @@ class MPITransport(Transport):
         self.offers_ulfm = _offers_ulfm(world)
         self._world = world
         # Of their own, so that neither can take what belongs to the other, or to other users of the world.
-        messages, collectives, self._exits = world.Dup(), world.Dup(), world.Dup()
-        for comm in (messages, collectives, self._exits):
+        messages, collectives, exits = world.Dup(), world.Dup(), world.Dup()
+        for comm in (messages, collectives, exits):
             comm.Set_errhandler(MPI.ERRORS_RETURN)
         self._messages = Messages(messages, max_chunk_bytes)
         self._collectives = Collectives(collectives, max_chunk_bytes)
+        self._exits = Collectives(exits, max_chunk_bytes)
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
-        self._ended: Disconnected | None = None
         self._thread = OperationThread("node_comm MPI", as_comm_error)
 
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
@@ -209,8 +208,7 @@ class MPITransport(Transport):
 
     async def close(self) -> None:
         """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""
-        self._ended = self._ended or Disconnected("this MPI transport has been closed")
-        if not await self._thread.stop(self._ended):
+        if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
 
     def abort(self, status: int = 1) -> NoReturn:
@@ -222,36 +220,27 @@ class MPITransport(Transport):
         raise SystemExit(status)  # Abort does not return
 
     async def all_leave(self, seconds: float) -> bool:
-        """Whether all ranks call this within `seconds` of each other."""
-        from node_comm.mpi_messages import completed
-
+        """Whether all ranks call this within `seconds` of each other. Call it at most once."""
         try:
             async with asyncio.timeout(seconds):
-                await self._thread.run(completed([self._exits.Ibarrier()]))
-        except TimeoutError:
+                await self._thread.run(self._exits.arrive(barrier_call()))
+        except (TimeoutError, Disconnected):
             return False
         return True
 
     async def _run(self, operation: mpi_thread.Operation[Result]) -> Result:
-        if self._ended is not None:
-            raise Disconnected(*self._ended.args)
         try:
             return await self._thread.run(operation)
         except Disconnected as error:
-            self._end(error)
+            self._thread.end(error)
             raise
         except asyncio.CancelledError:
-            self._end(Disconnected("a call on this MPI transport was cancelled, so it cannot be used any more"))
+            self._thread.end(Disconnected("a call on this MPI transport was cancelled, so it cannot be used any more"))
             raise
 
     async def _collective(self, operation: mpi_thread.Operation[None]) -> None:
         async with self._turn:  # ranks must enter collectives in one order: that of the calls
             await self._run(operation)
-
-    def _end(self, reason: Disconnected) -> None:
-        if self._ended is None:
-            self._ended = reason
-            self._thread.end(reason)
 
     def _check_rank(self, rank: int) -> None:
         if not 0 <= rank < self.size:

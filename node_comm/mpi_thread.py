@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
-import queue
+import ctypes
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,17 +23,12 @@ from node_comm.errors import Disconnected
 Result = TypeVar("Result")
 Operation = Generator[None, None, Result]
 
-#: After a change, look again without sleeping for so long (seconds): most small messages are answered within it.
-EAGER_SECONDS = 100e-6
-#: Then nap for this share of the time already waited, so that no wait is prolonged by more than about this share...
+#: Nap for this share of the time already waited, so that no wait is prolonged by more than about this share...
 NAP_SHARE = 1 / 16
 #: ...but never longer than this (seconds), so that a rank that waits for minutes still answers at once.
 LONGEST_NAP = 1e-3
 #: How long a thread that is asked to stop may take (seconds); it overruns only inside a blocking call of a dead world.
 STOP_SECONDS = 5.0
-
-#: Operations that were cut off. MPI may still use their buffers until it is finalized, so they are never freed.
-_cut_off: list[_Job] = []
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +49,13 @@ class _Job:
             return False
         return True
 
+    def cut_off(self, reason: Disconnected) -> None:
+        """Tell the future that the operation will not end."""
+        # MPI may use the operation's buffers until it is finalized, which is after Python's last object has been
+        # freed. So they are made to outlive the interpreter.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.operation))
+        self.settle(None, Disconnected(*reason.args))
+
     def settle(self, result: object, error: Exception | None) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop has been closed: nobody waits any more
             self.loop.call_soon_threadsafe(_settle, self.future, result, error)
@@ -73,7 +75,10 @@ class OperationThread:
 
     def __init__(self, name: str, translate: Callable[[Exception], Exception]) -> None:
         self._translate = translate
-        self._inbox: queue.SimpleQueue[_Job | Disconnected] = queue.SimpleQueue()
+        self._ended: Disconnected | None = None
+        # Not a queue.SimpleQueue: its `get` with a short timeout can block for ever (CPython 3.11).
+        self._inbox: deque[_Job | Disconnected] = deque()
+        self._bell = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
         # A rank that ends without `stop` must not finalize MPI under the feet of this thread.
@@ -81,14 +86,18 @@ class OperationThread:
 
     async def run(self, operation: Operation[Result]) -> Result:
         """Hand `operation` over and await its result. Cancelling the wait does not stop the operation."""
+        if self._ended is not None:
+            raise Disconnected(*self._ended.args)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._inbox.put(_Job(operation, loop, future))
+        self._put(_Job(operation, loop, future))
         return await future
 
     def end(self, reason: Disconnected) -> None:
-        """Stop soon: pending operations, and those submitted later, raise Disconnected with `reason`'s text."""
-        self._inbox.put(reason)
+        """Stop soon: pending and later calls of `run` raise Disconnected with the text of the first `reason` given."""
+        if self._ended is None:
+            self._ended = reason
+            self._put(reason)
 
     async def stop(self, reason: Disconnected) -> bool:
         """`end`, and wait until the thread has ended; False if it has not within STOP_SECONDS."""
@@ -101,39 +110,27 @@ class OperationThread:
         self.end(Disconnected("this process ends"))
         self._thread.join(STOP_SECONDS)
 
+    def _put(self, item: _Job | Disconnected) -> None:
+        self._inbox.append(item)
+        self._bell.set()
+
     def _serve(self) -> None:
         jobs: list[_Job] = []
         last_change = time.monotonic()
         while True:
             waited = time.monotonic() - last_change
-            arrived = self._next(waited) if jobs else self._inbox.get()
-            if isinstance(arrived, Disconnected):
-                self._cut(jobs, arrived)
-                return
-            if arrived is not None:
-                jobs.append(arrived)
+            self._bell.wait(min(waited * NAP_SHARE, LONGEST_NAP) if jobs else None)
+            self._bell.clear()
+            known = len(jobs)
+            while self._inbox:
+                item = self._inbox.popleft()
+                if isinstance(item, Disconnected):
+                    for job in jobs:
+                        job.cut_off(item)
+                    return
+                jobs.append(item)
+            arrived = len(jobs) > known
             pending = [job for job in jobs if not job.step(self._translate)]
-            if arrived is not None or len(pending) < len(jobs):
+            if arrived or len(pending) < len(jobs):
                 last_change = time.monotonic()
             jobs = pending
-
-    def _next(self, waited: float) -> _Job | Disconnected | None:
-        """The next submission, or None after a nap that fits the seconds waited so far."""
-        try:
-            if waited < EAGER_SECONDS:
-                os.sched_yield()  # another rank may share this core
-                return self._inbox.get_nowait()
-            return self._inbox.get(timeout=min(waited * NAP_SHARE, LONGEST_NAP))
-        except queue.Empty:
-            return None
-
-    def _cut(self, jobs: list[_Job], reason: Disconnected) -> None:
-        _cut_off.extend(jobs)
-        while True:
-            for job in jobs:
-                job.settle(None, Disconnected(*reason.args))
-            try:
-                late = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            jobs = [late] if isinstance(late, _Job) else []

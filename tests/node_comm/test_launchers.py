@@ -24,7 +24,7 @@ LAUNCHED = {
     "srun": STEP, "srun alone": {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_ID": "0"},
     "srun, old names": {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, "PMIx": {"PMIX_RANK": "3"},
     "Open MPI in a job": ALLOCATION | OPEN_MPI, "MPICH in a step": STEP | MPICH,
-    "mpirun -n 1 in each of srun -n 1 and PMI": {"OMPI_COMM_WORLD_SIZE": "1"} | MPICH,
+    "mpirun -n 1 in each of four": {"OMPI_COMM_WORLD_SIZE": "1"} | MPICH,
 }
 ALONE = {
     "nothing": {}, "an allocation": ALLOCATION,

@@ -1,0 +1,113 @@
+"""What ranks do in tests of whole jobs: ``mpirun -n 3 python -m tests.node_comm.mpi_programs NAME [ARGUMENT ...]``."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import time
+
+import numpy as np
+
+from node_comm import mpi
+from node_comm.mpi import MPITransport
+
+
+async def ring(transport: MPITransport, rounds: str, *sizes: str) -> None:
+    """All ranks send at once, to both sides, then share a sum; rank 0 prints it."""
+    for size in map(int, sizes):
+        for number in range(int(rounds)):
+            mine = np.full(size, transport.rank + number, np.float64)
+            neighbours = {(transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size}
+            received = await asyncio.gather(*(transport.recv(rank) for rank in neighbours),
+                                            *(transport.send(rank, b"%d" % number, mine) for rank in neighbours))
+            for message in received[:len(neighbours)]:
+                assert message.header == b"%d" % number
+                assert (message.buffer == message.source + number).all()
+            total = np.zeros(size)
+            await transport.reduce(mine, total)
+            await transport.broadcast(total)
+            assert (total == sum(range(transport.size)) + number * transport.size).all()
+        if transport.rank == 0:
+            print(f"{size} values: {total[0]:g}", flush=True)
+
+
+async def fail(transport: MPITransport, how: str, *ranks: str) -> None:
+    """The given ranks fail, the others wait for them."""
+    await transport.barrier()
+    if str(transport.rank) in ranks:
+        match how:
+            case "raise":
+                raise ValueError(f"rank {transport.rank} was told to fail")
+            case "import":
+                importlib.import_module("a_module_of_the_user_that_is_not_there")
+            case "in_a_task":
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(fail(transport, "raise", *ranks))
+                    tasks.create_task(transport.recv())
+            case "while_computing":
+                asyncio.get_running_loop().run_in_executor(None, time.sleep, 1000)
+                raise ValueError(f"rank {transport.rank} was told to fail")
+            case _:
+                raise SystemExit(int(how))
+    await transport.barrier()
+    await transport.recv()
+
+
+async def hang(transport: MPITransport) -> None:
+    """Wait for what nobody sends."""
+    print(f"process {os.getpid()} hangs", flush=True)
+    await transport.recv()
+
+
+async def leave(transport: MPITransport, how: str) -> None:
+    """End well, whatever is still pending."""
+    pending: list[asyncio.Future[object]] = []
+    if how == "receiving":
+        pending.append(asyncio.ensure_future(transport.recv()))
+    elif how == "sending" and transport.rank == 0 and transport.size > 1:
+        pending.append(asyncio.ensure_future(transport.send(1, b"nobody takes this", np.zeros(1_000_000))))
+    elif how == "arriving" and transport.rank == 0 and transport.size > 1:
+        pending.append(asyncio.ensure_future(transport.barrier()))
+    elif how == "to_itself":
+        await transport.send(transport.rank, b"nobody takes this", np.zeros(1_000_000))
+    elif how == "twice":
+        await transport.close()
+    await asyncio.sleep(0.05)
+    await transport.close()
+    await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def without_closing(transport: MPITransport) -> None:
+    """A program of its own loop that forgets `close`."""
+    await transport.barrier()
+    asyncio.ensure_future(transport.recv())  # noqa: RUF006
+    await asyncio.sleep(0.01)
+
+
+def facing_sends(nbytes: str) -> None:
+    """Plain MPI: does a send of so many bytes complete before its receiver is there?"""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    peer = 1 - comm.Get_rank()
+    request = comm.Isend([bytearray(int(nbytes)), MPI.BYTE], peer)
+    for _ in range(20):
+        comm.Barrier()
+        done = request.Test()
+    comm.Recv([bytearray(int(nbytes)), MPI.BYTE], peer)
+    request.Wait()
+    if comm.Get_rank() == 0:
+        print("buffered" if done else "not buffered", flush=True)
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    match name:
+        case "facing_sends":
+            facing_sends(*arguments)
+        case "without_closing":
+            asyncio.run(without_closing(mpi.connect()))
+        case _:
+            mpi.run({"ring": ring, "fail": fail, "hang": hang, "leave": leave}[name], *arguments)

@@ -1,0 +1,114 @@
+"""The thread that runs operations: results, errors, order, naps and its end. No MPI is needed for any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from node_comm.errors import Disconnected
+from node_comm.mpi_thread import Operation, OperationThread
+
+
+def unchanged(error: Exception) -> Exception:
+    return error
+
+
+def after(looks: int, value: str) -> Operation[str]:
+    """Ends at the given look."""
+    for _ in range(looks):
+        yield
+    return value
+
+
+def until(event: threading.Event) -> Operation[str]:
+    while not event.is_set():
+        yield
+    return threading.current_thread().name
+
+
+def failing() -> Operation[str]:
+    yield
+    raise KeyError("inside")
+
+
+def test_operations_run_side_by_side_in_one_thread() -> None:
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged)
+        event = threading.Event()
+        waiting = asyncio.ensure_future(thread.run(until(event)))
+        assert await asyncio.gather(*(thread.run(after(looks, str(looks))) for looks in (9, 0, 3))) == ["9", "0", "3"]
+        assert not waiting.done()
+        event.set()
+        assert await waiting == "worker"
+        assert await thread.stop(Disconnected("the end"))
+
+    asyncio.run(main())
+
+
+def test_errors_reach_who_waits_translated() -> None:
+    async def main() -> None:
+        thread = OperationThread("worker", lambda error: LookupError(f"translated {error!r}"))
+        with pytest.raises(LookupError, match=r"translated KeyError\('inside'\)"):
+            await thread.run(failing())
+        assert await thread.run(after(2, "later ones run")) == "later ones run"
+        await thread.stop(Disconnected("the end"))
+
+    asyncio.run(main())
+
+
+def test_a_stop_ends_what_is_pending_and_what_comes_later() -> None:
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged)
+        pending = [asyncio.ensure_future(thread.run(until(threading.Event()))) for _ in range(3)]
+        await asyncio.sleep(0)
+        thread.end(Disconnected("the end"))
+        late = asyncio.ensure_future(thread.run(after(0, "late")))
+        assert await thread.stop(Disconnected("twice"))
+        for call in [*pending, late]:
+            with pytest.raises(Disconnected, match="the end"):
+                await call
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_wait_does_not_disturb_the_thread() -> None:
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged)
+        event = threading.Event()
+        waiting = asyncio.ensure_future(thread.run(until(event)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        event.set()
+        assert await thread.run(after(5, "still running")) == "still running"
+        await thread.stop(Disconnected("the end"))
+
+    asyncio.run(main())
+
+
+def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
+    """Few looks in a long wait; the thread's own processor time, not the clock, is what is checked."""
+    spent: list[float] = []
+
+    def look_for(seconds: float) -> Operation[int]:
+        begin, looks = time.monotonic(), 0
+        spent.append(time.thread_time())
+        while time.monotonic() < begin + seconds:
+            looks += 1
+            yield
+        spent.append(time.thread_time())
+        return looks
+
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged)
+        looks = await thread.run(look_for(0.5))
+        assert 5 < looks < 5_000  # a busy loop would look about a million times
+        await asyncio.sleep(0.3)  # idle
+        await thread.run(look_for(0))
+        assert spent[1] - spent[0] < 0.25
+        assert spent[2] - spent[1] < 0.05
+        await thread.stop(Disconnected("the end"))
+
+    asyncio.run(main())
