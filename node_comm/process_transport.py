@@ -11,25 +11,32 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from node_comm.agreement import (
-    Call,
-    alltoall_call,
-    barrier_call,
-    broadcast_call,
-    disagreement,
-    gather_call,
-    reduce_call,
-)
+from node_comm.agreement import Call, alltoall_call, barrier_call, broadcast_call, gather_call, reduce_call
 from node_comm.arrays import Description, Into, describe, destination, packed, parse_dtype
-from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
+from node_comm.errors import AddressError, CommError, Disconnected
+from node_comm.frames import (
+    Done,
+    Ended,
+    Enter,
+    Failed,
+    Finished,
+    Forget,
+    Frame,
+    Goodbye,
+    Hello,
+    Post,
+    Report,
+    Taken,
+    Verdict,
+    decode,
+    encode,
+)
 from node_comm.mailbox import Mailbox
+from node_comm.meetings import COORDINATOR, Meeting, Meetings
 from node_comm.queues import MAX_FRAME, Queues
 from node_comm.reduction import combine
 from node_comm.segments import Location, Mappings, Segment, SegmentPool, offsets, view
@@ -38,113 +45,7 @@ from node_comm.transport import Operation, Received, Transport
 #: Elements at whose multiples a reduction is cut into slices; whatever is shorter than one, the root combines alone.
 SLICE = 1 << 15
 
-_COORDINATOR = 0
 _FRAME_OVERHEAD = 160  # bytes of a Post beside its header and payload, generously
-
-
-class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, kw_only=True):
-    """What travels in the queues."""
-
-    source: int
-
-
-class Post(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A message; its payload is inline (`data`) or at `place`, for an acknowledgement of `number`."""
-
-    header: bytes
-    description: Description | None = None
-    data: bytes = b""
-    place: Location | None = None
-    number: int = 0
-
-
-class Taken(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """The payload of message `number` has been copied."""
-
-    number: int
-
-
-class Enter(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A rank enters collective `number`; its parts lie at `places`."""
-
-    number: int
-    call: Call
-    places: tuple[Location, ...]
-
-
-class Verdict(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """All have entered collective `number`: the problem, or where the parts of every rank lie."""
-
-    number: int
-    problem: str
-    places: tuple[tuple[Location, ...], ...]
-
-
-class Done(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A rank has read and written all that it has to for collective `number`."""
-
-    number: int
-
-
-class Finished(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """All are done with collective `number`."""
-
-    number: int
-
-
-class Forget(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """Segment `number` of its sender is gone."""
-
-    number: int
-
-
-class Goodbye(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """The sender has closed its transport; `completed` is the last collective that it completed."""
-
-    completed: int
-
-
-class Hello(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A child is ready."""
-
-
-class Failed(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A piece of a child's traceback; `last` with the last one."""
-
-    text: str
-    last: bool
-
-
-class Ended(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """The parent's note to itself: the process of `source` has ended, and this is behind all that it ever sent."""
-
-    exitcode: int
-
-
-Report = Hello | Failed | Ended
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(
-    Post | Taken | Enter | Verdict | Done | Finished | Forget | Goodbye | Hello | Failed | Ended).decode
-
-
-@dataclass(slots=True)
-class _Meeting:
-    """One collective, as this rank sees it; `entered` and `done` only count at the coordinator."""
-
-    number: int
-    verdict: asyncio.Future[Verdict]
-    finished: asyncio.Future[None]
-    places: tuple[tuple[Location, ...], ...] = ()
-    entered: dict[int, Enter] = field(default_factory=dict)
-    done: int = 0
-
-    def fail(self, failure: Callable[[], CommError]) -> None:
-        """Wake the rank that waits, if one does."""
-        for future in (self.verdict, self.finished):
-            if not future.done():
-                future.set_exception(failure())
-                future.exception()  # marks it as seen: only one of the two is awaited, and perhaps none
 
 
 class ProcessTransport(Transport):
@@ -166,10 +67,8 @@ class ProcessTransport(Transport):
         self._mappings = Mappings()
         self._numbers = itertools.count(1)
         self._unacknowledged: dict[int, tuple[int, Segment | None, asyncio.Future[None]]] = {}
-        self._collectives = 0
-        self._completed = 0
-        self._meetings: dict[int, _Meeting] = {}
-        self._left: dict[int, int] = {}  # rank: the last collective that it completed
+        self._meetings = Meetings(rank, size, self._put_unless_gone)
+        self._left: set[int] = set()
         self._failure: Callable[[], CommError] | None = None
         self._changed = asyncio.Event()  # a peer has left, or the world has failed
         self._closed = False
@@ -229,7 +128,7 @@ class ProcessTransport(Transport):
         self._end_calls(self._gone)
         for peer in range(self.size):
             if peer != self.rank:  # also those that have left: the parent wants to know
-                self._put_unless_gone(peer, Goodbye(source=self.rank, completed=self._completed))
+                self._put_unless_gone(peer, Goodbye(source=self.rank, completed=self._meetings.completed))
         try:
             if self._failure is None:
                 await self._queues.drain()
@@ -251,7 +150,7 @@ class ProcessTransport(Transport):
 
     def report(self, report: Report) -> None:
         """Tell the parent's `supervise`, after all that was told it before."""
-        self._queues.put(_COORDINATOR, _encode(report))
+        self._queues.put(COORDINATOR, encode(report))
 
     # Collectives
 
@@ -261,7 +160,7 @@ class ProcessTransport(Transport):
         async with self._collective(call, [buffer] if self.rank == root else []) as meeting:
             if self.rank != root:
                 np.copyto(buffer, self._mappings.view(meeting.places[root][0], describe(buffer)))
-            await self._finish(meeting, wait=self.rank in (root, _COORDINATOR))
+            await self._meetings.finish(meeting, wait=self.rank == root)
 
     async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
@@ -278,7 +177,7 @@ class ProcessTransport(Transport):
                 target = out.reshape(-1) if is_root and out is not None else self._mappings.view(
                     meeting.places[root][1], flat)
                 combine([part[begin:end] for part in parts], target[begin:end], operation)
-            await self._finish(meeting)
+            await self._meetings.finish(meeting)
             if others_work and out is not None and self._pool.find(out) is None:
                 out.reshape(-1)[end:] = self._pool.view(meeting.places[root][1], flat)[end:]
 
@@ -290,7 +189,7 @@ class ProcessTransport(Transport):
                 for rank, target in enumerate(out):
                     np.copyto(target, buffer if rank == root else
                               self._mappings.view(meeting.places[rank][0], describe(target)))
-            await self._finish(meeting)
+            await self._meetings.finish(meeting)
 
     async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
         """Every rank writes all its parts into shared memory, and copies its own out of the others'."""
@@ -298,7 +197,7 @@ class ProcessTransport(Transport):
             for rank, target in enumerate(out):
                 np.copyto(target, buffers[rank] if rank == self.rank else
                           self._mappings.view(meeting.places[rank][self.rank], describe(target)))
-            await self._finish(meeting)
+            await self._meetings.finish(meeting)
 
     async def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -307,17 +206,13 @@ class ProcessTransport(Transport):
 
     @contextlib.asynccontextmanager
     async def _collective(self, call: Call, given: Sequence[np.ndarray],
-                          result: np.ndarray | None = None) -> AsyncIterator[_Meeting]:
+                          result: np.ndarray | None = None) -> AsyncIterator[Meeting]:
         """Enter a collective with `given` and, after them, a place for others to write `result`, in shared memory.
 
         Yields when all ranks have entered and agree. What is shared is free again at the end.
         """
         self._check_alive()
-        self._collectives += 1
-        meeting = self._meeting(self._collectives)
-        for rank, completed in self._left.items():
-            if completed < meeting.number:
-                raise Disconnected(f"rank {rank} has left this world")
+        meeting = self._meetings.begin()
         everyone = set(range(self.size))
         segments: list[Segment | None] = []
         places: list[Location] = []
@@ -329,34 +224,17 @@ class ProcessTransport(Transport):
                     segment, place = self._place_for(result, everyone)
                     segments.append(segment)
                     places.append(place)
-            self._put(_COORDINATOR, Enter(source=self.rank, number=meeting.number, call=call, places=tuple(places)))
-            verdict = await meeting.verdict
-            if not verdict.problem:
-                meeting.places = verdict.places
-                yield meeting
-            self._completed = max(self._completed, meeting.number)
-            if verdict.problem:
-                raise BufferMismatch(verdict.problem)
+            await self._meetings.enter(meeting, call, places)
+            yield meeting
+            self._meetings.complete(meeting)
         except asyncio.CancelledError:
             self.fail(lambda: Disconnected(f"rank {self.rank} was cancelled in a {call.kind}: this world is broken"))
             raise
         finally:
-            self._meetings.pop(meeting.number, None)
+            self._meetings.end(meeting)
             for segment in segments:
                 if segment is not None:
                     self._pool.give_back(segment)
-
-    async def _finish(self, meeting: _Meeting, wait: bool = True) -> None:
-        """Say that this rank has read and written what it must; `wait` until all have."""
-        self._put(_COORDINATOR, Done(source=self.rank, number=meeting.number))
-        if wait:
-            await meeting.finished
-
-    def _meeting(self, number: int) -> _Meeting:
-        if number not in self._meetings:
-            loop = asyncio.get_running_loop()
-            self._meetings[number] = _Meeting(number, loop.create_future(), loop.create_future())
-        return self._meetings[number]
 
     # Shared memory
 
@@ -383,7 +261,7 @@ class ProcessTransport(Transport):
         return None if found else segment, segment.location(offset)
 
     def _retire(self, segment: Segment) -> None:
-        for peer in segment.readers - {self.rank} - self._left.keys():
+        for peer in segment.readers - {self.rank} - self._left:
             self._put_unless_gone(peer, Forget(source=self.rank, number=segment.number))
 
     # Frames
@@ -406,7 +284,7 @@ class ProcessTransport(Transport):
         if dest == self.rank:
             self._handle(frame)
         else:
-            self._queues.put(dest, _encode(frame))
+            self._queues.put(dest, encode(frame))
 
     def _put_unless_gone(self, dest: int, frame: Frame) -> None:
         with contextlib.suppress(Disconnected):
@@ -414,7 +292,7 @@ class ProcessTransport(Transport):
 
     def _handle_encoded(self, encoded: bytes) -> None:
         try:
-            self._handle(_decode(encoded))
+            self._handle(decode(encoded))
         except Exception as error:
             reason = f"rank {self.rank} cannot go on: {error!r}"
             self.fail(lambda: CommError(reason))
@@ -433,14 +311,8 @@ class ProcessTransport(Transport):
                 self._mailbox.deliver(frame.source, frame)
             case Taken():
                 self._acknowledged(frame.number)
-            case Enter():
-                self._entered(frame)
-            case Verdict():
-                self._resolve(frame.number, lambda meeting: meeting.verdict, frame)
-            case Done():
-                self._done(frame.number)
-            case Finished():
-                self._resolve(frame.number, lambda meeting: meeting.finished, None)
+            case Enter() | Verdict() | Done() | Finished():
+                self._meetings.handle(frame)
             case Forget():
                 self._mappings.forget(frame.source, frame.number)
 
@@ -455,41 +327,10 @@ class ProcessTransport(Transport):
         else:
             taken.set_exception(failure)
 
-    def _entered(self, frame: Enter) -> None:
-        """The coordinator: when the last rank has entered, tell all whether they agree."""
-        meeting = self._meeting(frame.number)
-        meeting.entered[frame.source] = frame
-        if len(meeting.entered) == self.size:
-            entered = [meeting.entered[rank] for rank in range(self.size)]
-            problem = disagreement([entry.call for entry in entered])
-            places = () if problem else tuple(entry.places for entry in entered)
-            self._put_to_all(Verdict(source=self.rank, number=frame.number, problem=problem, places=places))
-
-    def _done(self, number: int) -> None:
-        """The coordinator: when the last rank is done, tell all."""
-        meeting = self._meetings.get(number)
-        if meeting is not None:
-            meeting.done += 1
-            if meeting.done == self.size:
-                self._put_to_all(Finished(source=self.rank, number=number))
-
-    def _put_to_all(self, frame: Frame) -> None:
-        encoded = _encode(frame)
-        for peer in range(self.size):
-            if peer != self.rank:
-                with contextlib.suppress(Disconnected):
-                    self._queues.put(peer, encoded)
-        self._handle(frame)
-
-    def _resolve(self, number: int, which: Callable[[_Meeting], asyncio.Future[Any]], value: Verdict | None) -> None:
-        meeting = self._meetings.get(number)
-        if meeting is not None and not which(meeting).done():
-            which(meeting).set_result(value)
-
     def _peer_left(self, goodbye: Goodbye) -> None:
         """What `goodbye.source` offered is gone with it, and whoever waits for it waits in vain."""
         peer = goodbye.source
-        self._left[peer] = goodbye.completed
+        self._left.add(peer)
         self._changed.set()
         self._queues.forget(peer)
         self._mailbox.withdraw(lambda source, post: source == peer and post.place is not None)
@@ -498,16 +339,13 @@ class ProcessTransport(Transport):
         for number, (dest, _, _) in list(self._unacknowledged.items()):
             if dest == peer:
                 self._acknowledged(number, Disconnected(f"rank {peer} has left this world"))
-        for meeting in self._meetings.values():
-            if meeting.number > goodbye.completed:
-                meeting.fail(lambda: Disconnected(f"rank {peer} has left this world"))
+        self._meetings.leave(peer, goodbye.completed)
 
     def _end_calls(self, failure: Callable[[], CommError]) -> None:
         self._mailbox.fail(failure)
         for number in list(self._unacknowledged):
             self._acknowledged(number, failure())
-        for meeting in self._meetings.values():
-            meeting.fail(failure)
+        self._meetings.fail(failure)
 
     # Checks
 

@@ -31,7 +31,8 @@ from typing import Any, TypeVar
 
 from node_comm import memory
 from node_comm.errors import CommError, Disconnected, PeerFailed, Unavailable
-from node_comm.process_transport import Ended, Failed, Hello, ProcessTransport, Report
+from node_comm.frames import Ended, Failed, Hello, Report
+from node_comm.process_transport import ProcessTransport
 from node_comm.queues import MAX_FRAME, Queues
 from node_comm.transport import Transport
 
@@ -100,6 +101,7 @@ class World:
         ensure_main_guard()
         if self.size == 1:
             return memory.world(1)[0]
+        _check_importable(self._main)
         self._make_transport()
         try:
             self._start()
@@ -247,6 +249,14 @@ class World:
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
         self._changed.set()
+
+
+def _check_importable(main: Main) -> None:
+    """Refuse what was typed in: a child can import a script or a module, but nothing from a prompt or a notebook."""
+    module = sys.modules["__main__"]
+    if main.__module__ == "__main__" and module.__spec__ is None and not hasattr(module, "__file__"):
+        raise CommError(f"{main!r} was defined interactively, where child processes cannot find it: "
+                        "move it to a module, and import it")
 
 
 def _exit_descriptor(child: SpawnProcess) -> int:

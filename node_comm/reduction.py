@@ -18,11 +18,17 @@ def combine(parts: Sequence[np.ndarray], out: np.ndarray, operation: Operation) 
     """Combine `parts` in the order given into `out`, which may be one of them. All flat, of one dtype and length."""
     ufunc = _COMBINE[operation]
     length = max(1, BLOCK_BYTES // out.dtype.itemsize)
-    block = np.empty(min(length, out.size), out.dtype)
+    # `out` may take the partial result unless it is a part that is still to be read.
+    is_read_later = any(np.may_share_memory(out, part) for part in parts[2:])
+    block = np.empty(min(length, out.size), out.dtype) if is_read_later else None
     for begin in range(0, out.size, length):
         end = min(begin + length, out.size)
-        partial = block[: end - begin]
-        np.copyto(partial, parts[0][begin:end])
-        for part in parts[1:]:
+        partial = out[begin:end] if block is None else block[: end - begin]
+        if len(parts) == 1:
+            np.copyto(partial, parts[0][begin:end])
+        else:
+            ufunc(parts[0][begin:end], parts[1][begin:end], out=partial)
+        for part in parts[2:]:
             ufunc(partial, part[begin:end], out=partial)
-        np.copyto(out[begin:end], partial)
+        if block is not None:
+            np.copyto(out[begin:end], partial)
