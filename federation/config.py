@@ -80,7 +80,7 @@ def load_config(path: str | Path | None = None, *, overrides: Sequence[str] = ()
     Raises ConfigError that lists every problem: file, line, key, value as written, what is allowed, the nearest name.
     """
     if path is None:
-        return _load(from_python(EXAMPLE, "", "", []), "example", overrides, options, [])
+        return _load(from_python(_example(overrides), "", "", []), "example", overrides, options, [])
     problems: list[str] = []
     tree = _read_file(Path(path), problems)
     return _load(tree, Path(path).stem, overrides, options, problems, str(path))
@@ -139,6 +139,13 @@ def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mappi
     if problems:
         raise ConfigError(problems)
     return _resolved(config)
+
+
+def _example(overrides: Sequence[str]) -> dict[str, Any]:
+    """The built-in example; a component that `overrides` replace does not get the settings of the one it replaces."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    replaced = {f"{key.removeprefix('components.')}_config" for key in keys if key.startswith("components.")}
+    return {key: value for key, value in EXAMPLE.items() if key not in replaced}
 
 
 def _read_file(path: Path, problems: list[str]) -> Node | None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from federation import kernels
 from federation.core.learner import Context, Learner
 from federation.core.metrics import MetricSum
 from federation.core.types import EvalResult, TrainResult
-from federation.core.updates import UpdateSum, make_sum
+from federation.core.updates import UpdateSum, check_num_samples, make_sum
 from federation.core.weights import Layout, Weights
 from federation.data.manager import DataManager
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
@@ -76,8 +77,9 @@ class ClientHost:
             except Exception as error:
                 problems.append(_problem(client_id, "failed", error))
                 continue
-            count = result.num_samples if order.weighting == "samples" else 1
             try:
+                check_num_samples(client_id, result.num_samples)
+                count = result.num_samples if order.weighting == "samples" else 1
                 if total is None:
                     self._rows[client_id] = self._row(client_id, result)
                 else:
@@ -183,9 +185,8 @@ class ClientHost:
         weights = Weights.zeros(self._start().layout)
         weights.copy_from(result.weights, who=client_id)
         for name, array in weights.items():
-            if not np.isfinite(array.astype(np.float64, copy=False)).all():
+            if not kernels.all_finite(array):
                 raise Diverged(client_id, name)
-        _check_count(client_id, result.num_samples)
         return weights, result.metrics
 
     def _start(self) -> Weights:
@@ -198,11 +199,6 @@ def _checked(result: Any, wanted: type[Any]) -> Any:
     if not isinstance(result, wanted):
         raise TypeError(f"the learner returned {type(result).__name__}; wanted {wanted.__name__}")
     return result
-
-
-def _check_count(client_id: str, count: object) -> None:
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-        raise UpdateError(f"{client_id} reports num_samples={count!r}; wanted an integer, 0 or more")
 
 
 def _problem(client_id: str, kind: Any, error: Exception) -> Problem:

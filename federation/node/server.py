@@ -205,7 +205,7 @@ class ServerNode:
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     reduction=plan.reduction, cohort_size=len(plan.cohort),
-                    total_samples=max(1, sum(client.num_samples for client in plan.cohort)))
+                    total_samples=_planned(plan))
         costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in plan.cohort}
         homes = {client.client_id: client.rank for client in plan.cohort if client.rank is not None}
         shares = place(costs, homes, self._hosting_ranks(), self._placement)
@@ -449,6 +449,13 @@ def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["dro
         raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "
                          f"succeeded; min_clients={min_clients}. Failed: "
                          f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}")
+
+
+def _planned(plan: Plan) -> int:
+    """What the clients are expected to count for in all; it sets the scale of the exact sum, not its result."""
+    if plan.weighting == "uniform":
+        return max(1, len(plan.cohort))
+    return max(1, sum(client.num_samples for client in plan.cohort))
 
 
 def _with_clients(order: Fit, share: Sequence[str]) -> Fit:

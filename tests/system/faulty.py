@@ -60,4 +60,4 @@ class Faulty(Learner):
     def evaluate(self, config=None):
         if self.fault == "evaluate" and self._due():
             raise ValueError("deliberate fault of the evaluation")
-        return EvalResult(len(self.data.y), {"accuracy": float(np.mean(self.get_weights()[0]))})
+        return EvalResult(len(self.data.y_test), {"accuracy": float(np.mean(self.get_weights()[0]))})
