@@ -1,68 +1,106 @@
-"""Local training of scikit-learn estimators that learn by `partial_fit`."""
+"""Local training of scikit-learn classifiers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, final
 
 import numpy as np
 
-from federation.builtin.models.logistic import LogisticModel
+from federation.builtin.learners.settings import number_problem, overrides, whole_number_problem
 from federation.core.learner import Learner
 from federation.core.model import Model
 from federation.core.types import EvalResult, TrainResult
+from federation.data.client_data import ClientData, builtin_sample
 from federation.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+
+class LearningModel(Protocol):
+    """What a SklearnLearner asks of its model; see federation.builtin.models.sklearn_model.SklearnModel."""
+
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def learn(self, x: np.ndarray, y: np.ndarray, seeds: Sequence[int], client_lr: float | None) -> bool:
+        """Train with one pass for each seed; False where these data teach nothing."""
+        ...
+
+    def metrics(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+        """Means over at least one sample."""
+        ...
 
 
 @final
 class SklearnLearner(Learner):
-    """`local_epochs` calls of `partial_fit` on the client's data, shuffled from (seed, round, client).
+    """`local_epochs` passes (`partial_fit`), or iterations of the solver, on the client's data.
 
-    Every class of the task is known to the estimator, so clients that lack some, or have only one, take part.
+    Every class of the task is known to the estimator, so clients that lack some take part. Shuffling follows from
+    (seed, round, client). `client_lr` replaces the estimator's learning rate `eta0`; None leaves it as it is.
+    `fit` takes `local_epochs` (or `epochs`) and `client_lr` in its config.
+
+    Raises ConfigError for settings that cannot be, and for a model that is not scikit-learn's.
     """
 
-    def __init__(self, model: Model, data: Any = None, *, local_epochs: int = 1, client_lr: float = 0.01) -> None:
-        if not isinstance(model, LogisticModel):
-            raise ConfigError(f"SklearnLearner trains model.sklearn.logistic, not {type(model).__name__}; other models go "
-                              "with federated.learner.default")
-        if local_epochs < 1 or client_lr <= 0:
-            raise ConfigError(f"learner_config: local_epochs={local_epochs} must be at least 1, client_lr={client_lr} "
-                              "more than 0")
+    def __init__(self, model: Model, data: Any = None, *, local_epochs: int = 1,
+                 client_lr: float | None = None) -> None:
         super().__init__(model, data)
-        self._logistic = model
-        self._local_epochs = local_epochs
-        self._client_lr = client_lr
+        if not hasattr(model, "learn"):
+            raise ConfigError(f"SklearnLearner trains model.sklearn.*, not {type(model).__name__}; other models go "
+                              "with federated.learner.default")
+        self._learning = cast(LearningModel, model)
+        self._settings = {"local_epochs": local_epochs, "client_lr": client_lr}
+        if problems := _problems(self._settings):
+            raise ConfigError([f"learner_config: {problem}" for problem in problems])
+        self._sample: ClientData | None = None
+        self._said_single_class = False
 
     def fit(self, config: Mapping[str, Any] | None = None) -> TrainResult:
-        """Train; metrics: `train_loss` and `train_accuracy` of the weights after training, on the training samples."""
-        settings = config or {}
-        epochs = settings.get("local_epochs", settings.get("epochs", self._local_epochs))
-        x, y = _rows(self.data.x), self.data.y
-        if len(y):
-            estimator = self._logistic.estimator
-            estimator.set_params(eta0=settings.get("client_lr", self._client_lr))
-            estimator.t_ = 1.0
-            for epoch in range(epochs):
-                estimator.set_params(random_state=self.random_seed(f"sklearn epoch {epoch}") % 2**32)
-                estimator.partial_fit(x, y, classes=self._logistic.classes)
-        metrics = {f"train_{name}": value for name, value in self._scores(x, y).items()}
-        return TrainResult(self._logistic.get_weights(), len(y), metrics)
+        """Train. `num_samples` is 0, and the weights unchanged, where a client has no samples or cannot be learnt from.
+
+        Metrics: `train_accuracy`, and `train_loss` of estimators that know probabilities, after training.
+        """
+        settings = self._overridden(config)
+        data = self._client_data()
+        count = len(data.y)
+        seeds = [self.random_seed(f"pass {number}") for number in range(settings["local_epochs"])]
+        if count and not self._learning.learn(data.x, data.y, seeds, settings["client_lr"]):
+            if not self._said_single_class:
+                self._said_single_class = True
+                logger.warning("clients with a single class are left out: this estimator needs two")
+            count = 0
+        metrics = self._learning.metrics(data.x, data.y) if count else {}
+        return TrainResult(self._model().get_weights(), count,
+                           {f"train_{name}": mean for name, mean in metrics.items()})
 
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
-        """Mean `loss` and `accuracy` on the evaluation samples, or on the training samples where there are no others."""
-        data = self.data
-        x, y = (data.x_test, data.y_test) if data.get_num_test_samples() else (data.x, data.y)
-        return EvalResult(len(y), self._scores(_rows(x), y))
+        """Mean `accuracy` (and `loss`) on the evaluation samples; on the training samples where there are no others."""
+        self._overridden(config)
+        data = self._client_data()
+        x, y = (data.x_test, data.y_test) if len(data.y_test) else (data.x, data.y)
+        return EvalResult(len(y), self._learning.metrics(x, y) if len(y) else {})
 
-    def _scores(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-        if len(y) == 0:
-            return {}
-        probabilities = self._logistic.estimator.predict_proba(x)
-        likelihoods = np.clip(probabilities[np.arange(len(y)), y], 1e-15, 1.0)
-        accuracy = float((probabilities.argmax(axis=1) == y).mean())
-        return {"loss": float(-np.log(likelihoods).mean()), "accuracy": accuracy}
+    def _overridden(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
+        settings = {**self._settings, **overrides(config, tuple(self._settings))}
+        if problems := _problems(settings):
+            raise ValueError(f"config: {'; '.join(problems)}")
+        return settings
+
+    def _client_data(self) -> ClientData:
+        if self.data is not None:
+            data: ClientData = self.data
+            return data
+        if self._sample is None:
+            logger.warning("no data bound: training on a small built-in sample shaped like the model")
+            self._sample = builtin_sample(self._learning.input_shape, self._learning.num_classes)
+        return self._sample
 
 
-def _rows(x: np.ndarray) -> np.ndarray:
-    """Samples as rows of float64."""
-    return x.reshape(len(x), int(np.prod(x.shape[1:]))).astype(np.float64)
+def _problems(settings: Mapping[str, Any]) -> list[str]:
+    rate = settings["client_lr"]
+    problems = whole_number_problem("local_epochs", settings["local_epochs"])
+    if rate is not None and (number_problem("client_lr", rate) or rate == 0):
+        problems.append(f"client_lr={rate!r} is not a number above 0")  # scikit-learn takes no rate of 0
+    return problems

@@ -7,20 +7,25 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.learners.numpy_steps import NumpySteps
+from federation.builtin.steps.numpy_steps import NumpySteps
 from federation.core.model import Model
 from federation.core.types import WeightsLike
 from federation.core.weights import Weights
+from federation.errors import ConfigError
 
 
 @final
 class LinearModel(Model):
-    """Scores `x @ weight.T + bias`: float32 `weight` (output_size, input_size) and `bias` (output_size,), zero at first.
+    """Scores `x @ weight.T + bias`: float32 `weight` (output_size, input_size) and `bias` (output_size,).
 
-    With class labels, the scores are the logits of a softmax; with targets, `output_size` is 1 and they are predictions.
+    With class labels, the scores are the logits of a softmax; with targets, `output_size` is 1 and they are
+    predictions. Samples may have any shape of `input_size` values. Both arrays are zero at first, which is as good a
+    start as any: the loss is convex.
     """
 
     def __init__(self, input_size: int = 784, output_size: int = 10) -> None:
+        if min(input_size, output_size) < 1:
+            raise ConfigError(f"model_config: input_size={input_size} and output_size={output_size} are at least 1")
         self.input_shape = (input_size,)
         self.num_classes = output_size if output_size > 1 else None
         self._weights = Weights.of({"weight": np.zeros((output_size, input_size), np.float32),
@@ -42,7 +47,7 @@ class LinearModel(Model):
 
     def make_steps(self) -> NumpySteps:
         """How a learner trains this model."""
-        return NumpySteps(self)
+        return NumpySteps(self._weights)
 
     @classmethod
     def settings_from_data(cls, input_shape: tuple[int, ...], num_classes: int | None) -> dict[str, object]:

@@ -1,48 +1,32 @@
-"""Logistic regression of scikit-learn, by stochastic gradient descent."""
+"""Logistic regression of scikit-learn."""
 
 from __future__ import annotations
 
-import math
-from typing import final
+from typing import Literal, final
 
-import numpy as np
-from sklearn.linear_model import SGDClassifier
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 
-from federation.core.model import Model
-from federation.core.types import WeightsLike
-from federation.core.weights import Weights
+from federation.builtin.models.sklearn_model import SklearnModel
 from federation.errors import ConfigError
 
 
 @final
-class LogisticModel(Model):
-    """One-against-rest logistic regression: float64 `coef_` (classes, input_size) and `intercept_` (classes,).
+class LogisticModel(SklearnModel):
+    """Logistic regression, with `coef_` and `intercept_` as in SklearnModel, zero at first.
 
-    Both have their full shape from the start, whatever classes a client has seen; as scikit-learn has it, two classes
-    share one row. `estimator` is an SGDClassifier with a constant learning rate; `alpha` is its L2 penalty.
+    solver: "sgd" is an SGDClassifier with a constant learning rate, one class against the rest, and takes part with any
+    classes. "lbfgs" is LogisticRegression, softmax over the classes; clients with a single class are left out.
+    `alpha` is the L2 penalty of "sgd"; `c` the inverse penalty of "lbfgs", scikit-learn's C.
     """
 
-    def __init__(self, input_size: int = 784, output_size: int = 10, alpha: float = 1e-4) -> None:
-        if output_size < 2:
-            raise ConfigError("model.sklearn.logistic classifies: output_size is at least 2, and the data need class labels")
-        self.classes = np.arange(output_size)
-        self.input_size = input_size
-        self.estimator = SGDClassifier(loss="log_loss", alpha=alpha, learning_rate="constant", eta0=0.01)
-        # A fit on nothing but zeros gives the estimator its shape; what it learned is overwritten at once.
-        self.estimator.partial_fit(np.zeros((output_size, input_size)), self.classes, classes=self.classes)
-        self.set_weights([np.zeros_like(self.estimator.coef_), np.zeros_like(self.estimator.intercept_)])
-
-    def get_weights(self) -> Weights:
-        """A copy of `coef_` and `intercept_`."""
-        return Weights.of({"coef_": self.estimator.coef_, "intercept_": self.estimator.intercept_})
-
-    def set_weights(self, weights: WeightsLike) -> None:
-        """Overwrite both; raises UpdateError unless they fit."""
-        own = self.get_weights()
-        own.copy_from(weights, who="the weights for LogisticModel")
-        self.estimator.coef_, self.estimator.intercept_ = own["coef_"].copy(), own["intercept_"].copy()
-
-    @classmethod
-    def settings_from_data(cls, input_shape: tuple[int, ...], num_classes: int | None) -> dict[str, object]:
-        """Input and output sizes."""
-        return {"input_size": math.prod(input_shape), "output_size": num_classes or 1}
+    def __init__(self, input_size: int = 784, output_size: int = 10, solver: Literal["sgd", "lbfgs"] = "sgd",
+                 alpha: float = 1e-4, c: float = 1.0) -> None:
+        if alpha < 0 or c <= 0:
+            raise ConfigError(f"model_config: alpha={alpha} is at least 0, and c={c} above 0")
+        if solver == "sgd":
+            estimator = SGDClassifier(loss="log_loss", alpha=alpha, learning_rate="constant", eta0=0.01)
+        elif solver == "lbfgs":
+            estimator = LogisticRegression(C=c, solver="lbfgs")
+        else:
+            raise ConfigError(f"model_config.solver: {solver!r} is not one of sgd, lbfgs")
+        super().__init__(estimator, input_size, output_size)

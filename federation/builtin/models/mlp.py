@@ -8,7 +8,9 @@ from typing import final
 
 from torch import nn
 
-from federation.builtin.models.torch_model import TorchModel, private_randomness
+from federation.builtin.models.torch_model import TorchModel
+from federation.builtin.steps.torch_random import private_randomness
+from federation.errors import ConfigError
 
 
 @final
@@ -16,17 +18,21 @@ class MLPModel(TorchModel):
     """Linear layers with ReLU between them, on samples of any shape (flattened to `input_size` values).
 
     The defaults are the 784-200-10 network with 159,010 parameters. `output_size` is the number of classes, or 1 for
-    regression. Initial weights follow from `seed` alone.
+    regression. `dropout` is the probability that a hidden unit is left out of a step. Initial weights follow from
+    `seed` alone.
     """
 
     def __init__(self, input_size: int = 784, output_size: int = 10, hidden_sizes: tuple[int, ...] = (200,),
                  dropout: float = 0.0, seed: int = 0) -> None:
+        if min(input_size, output_size, *hidden_sizes) < 1 or not 0 <= dropout < 1:
+            raise ConfigError(f"model_config: input_size={input_size}, output_size={output_size} and hidden_sizes="
+                              f"{list(hidden_sizes)} are at least 1, dropout={dropout} is from 0 to below 1")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         with private_randomness(seed):
             width = input_size
             for number, size in enumerate(hidden_sizes, start=1):
                 layers[f"hidden{number}"] = nn.Linear(width, size)
-                layers[f"relu{number}"] = nn.ReLU()
+                layers[f"relu{number}"] = nn.ReLU(inplace=True)
                 if dropout:
                     layers[f"dropout{number}"] = nn.Dropout(dropout)
                 width = size

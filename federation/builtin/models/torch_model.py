@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
 
-from federation.builtin.learners.torch_steps import TorchSteps
+from federation.builtin.steps.torch_steps import TorchSteps
 from federation.core.model import Model
 from federation.core.types import WeightsLike
 from federation.core.weights import Layout, Weights
+from federation.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One array of the layout in the module: `home[key]` is `tensor`, whose memory is `view`."""
+
+    name: str
+    home: dict[str, Any]
+    key: str
+    tensor: torch.Tensor
+    view: torch.Tensor
 
 
 class TorchModel(Model):
     """Wraps `module`, whose tensors are moved into one buffer: setting weights is one copy, reading them is free.
 
-    The layout's order is that of the module, in three groups: trainable parameters (by dtype, so that those of one
-    dtype are one flat vector), frozen parameters, buffers (BatchNorm's statistics and counters). Names are those of
-    `state_dict`; a tensor with two names stands once, under the first.
+    The layout's order is that of the module, in three groups: trainable parameters (by dtype), frozen parameters,
+    buffers (BatchNorm's statistics and counters). Names are those of `state_dict`; a tensor with two names stands once,
+    under the first. Buffers that the module keeps out of its state_dict are no part of the weights.
 
     `input_shape` (of one sample) and `num_classes` (None for regression) let a learner without data make some up.
+
+    Raises ConfigError for a module whose tensors cannot be moved: not on the CPU, without a shape yet (lazy modules),
+    or overlapping in memory while they have different names.
     """
 
     def __init__(self, module: nn.Module, input_shape: tuple[int, ...] | None = None,
@@ -31,62 +49,66 @@ class TorchModel(Model):
         self.module = module
         self.input_shape = input_shape
         self.num_classes = num_classes
-        tensors = dict(_tensors(module))
+        self._attach()
+
+    def _attach(self) -> None:
+        """Move the module's tensors into a buffer of this model's own."""
+        tensors = dict(_tensors(self.module))
+        _check(tensors)
         self._weights = Weights.zeros(Layout(list(tensors), [tuple(tensor.shape) for tensor in tensors.values()],
                                              [_numpy_dtype(tensor.dtype) for tensor in tensors.values()]))
         self._weights.borrowed = True
-        views = {}
+        self._slots = []
         for name, tensor in tensors.items():
             view = as_tensor(self._weights[name])
             view.copy_(tensor.detach())
-            views[id(tensor)] = view
-        for owner in module.modules():
-            for name, buffer in owner._buffers.items():
-                if buffer is not None and id(buffer) in views:
-                    owner._buffers[name] = views[id(buffer)]
-        for parameter in module.parameters():
-            parameter.data = views[id(parameter)]
+            tensor.data = view
+            path, _, key = name.rpartition(".")
+            owner = self.module.get_submodule(path)
+            home = owner._parameters if key in owner._parameters else owner._buffers
+            self._slots.append(_Slot(name, home, key, tensor, view))
+
+    def _reattach(self) -> None:
+        """Bring tensors back that the module has put in place of its own, as in `self.mean = 0.9 * self.mean + ...`."""
+        for slot in self._slots:
+            current = slot.home.get(slot.key)
+            if current is slot.tensor and current.data_ptr() == slot.view.data_ptr():
+                continue
+            if current is None or current.shape != slot.view.shape:
+                by = "nothing" if current is None else f"one of shape {tuple(current.shape)}"
+                raise ValueError(f"{type(self.module).__name__} has replaced {slot.name}, of shape "
+                                 f"{tuple(slot.view.shape)}, by {by}; the shapes of a model's weights are fixed")
+            slot.view.copy_(current.detach())
+            slot.tensor.data = slot.view
+            slot.home[slot.key] = slot.tensor
 
     @property
     def weights(self) -> Weights:
         """The live weights: they change as the module trains."""
+        self._reattach()
         return self._weights
 
     def get_weights(self) -> Weights:
         """A copy of all weights."""
-        return self._weights.copy()
+        return self.weights.copy()
 
     def set_weights(self, weights: WeightsLike) -> None:
         """Overwrite all weights; raises UpdateError unless names, shapes and dtypes fit."""
+        self._reattach()
         self._weights.copy_from(weights, who=f"the weights for {type(self).__name__}")
-
-    def trainable(self) -> list[torch.Tensor]:
-        """Flat views of all trainable parameters, one for each dtype; padding between arrays is zero and must stay so."""
-        layout, runs = self._weights.layout, []
-        count = sum(parameter.requires_grad for parameter in self.module.parameters())
-        ends = (*layout.offsets[1:], layout.nbytes)
-        first = 0
-        for index in range(count):
-            if index + 1 == count or layout.dtypes[index + 1] != layout.dtypes[first]:
-                raw = self._weights.buffer[layout.offsets[first]:ends[index]]
-                runs.append(as_tensor(raw.view(layout.dtypes[first])))
-                first = index + 1
-        return runs
 
     def make_steps(self) -> TorchSteps:
         """How a learner trains this model."""
         return TorchSteps(self)
 
-
-@contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
-    """torch's own generator (CPU), seeded for the block and put back after it."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchModel:
+        """A model of its own: a module's tensors, copied one by one, would no longer lie in one buffer."""
+        self._reattach()
+        clone = copy.copy(self)
+        memo[id(self)] = clone
+        clone.module = copy.deepcopy(self.module, memo)
+        clone._attach()
+        return clone
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -107,7 +129,27 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
 
 
+def _check(tensors: dict[str, torch.Tensor]) -> None:
+    """Raise ConfigError unless every tensor has memory of its own on the CPU."""
+    taken: list[tuple[int, int, str]] = []
+    for name, tensor in tensors.items():
+        if nn.parameter.is_lazy(tensor):
+            raise ConfigError(f"{name} has no shape yet: run the module once on a sample before wrapping it")
+        if tensor.device.type != "cpu":
+            raise ConfigError(f"{name} is on {tensor.device}: models are trained on the CPU (module.to('cpu'))")
+        if tensor.numel():
+            start = tensor.data_ptr()
+            extent = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            taken.append((start, start + extent * tensor.element_size(), name))
+    taken.sort()
+    for (_, end, name), (start, _, other) in itertools.pairwise(taken):
+        if start < end:
+            raise ConfigError(f"{name} and {other} are different tensors in the same memory; tie weights by giving "
+                              "both places the same nn.Parameter")
+
+
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
     if dtype == torch.bfloat16:
         return np.dtype(ml_dtypes.bfloat16)
-    return torch.empty(0, dtype=dtype).numpy().dtype
+    example: np.ndarray = torch.empty(0, dtype=dtype).numpy()
+    return np.dtype(example.dtype)
