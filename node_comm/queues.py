@@ -72,7 +72,11 @@ class Queues:
         self._spills[segment.number] = (dest, segment)
         self._drained.clear()
         spilled = _Spilled(self.rank, segment.number, len(frame), segment.location(0))
-        self._write(dest, _SPILLED + msgspec.msgpack.encode(spilled))
+        try:
+            self._write(dest, _SPILLED + msgspec.msgpack.encode(spilled))
+        except Disconnected:
+            self._release(segment.number)
+            raise
 
     async def drain(self) -> None:
         """Wait until all that was put aside for others has been read by them."""

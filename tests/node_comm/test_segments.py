@@ -138,8 +138,10 @@ def test_frames_of_many_writers_arrive_whole() -> None:
             await asyncio.sleep(0.001)
         assert seen == [frame for one in long for frame in (one, b"after")]
         inbox.close()
-        with pytest.raises(Disconnected, match="rank 0 has ended"):
-            outbox.put(0, b"nobody reads this")
+        for frame in (b"nobody reads this", long[-1]):
+            with pytest.raises(Disconnected, match="rank 0 has ended"):
+                outbox.put(0, frame)
+        await outbox.drain()
         outbox.close()
 
     asyncio.run(main())
