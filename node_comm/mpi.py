@@ -79,6 +79,8 @@ async def _guarded(transport: MPITransport, main: Callable[[MPITransport, *Argum
     except SystemExit as leaving:
         status = _exit_status(leaving)
         if status and not await transport.all_leave(LEAVE_SECONDS):
+            if not isinstance(leaving.code, int):  # a text, which Python would print only at the process's own end
+                print(leaving.code, file=sys.stderr)
             transport.abort(status)
         await transport.close()
         raise
@@ -94,7 +96,7 @@ async def _guarded(transport: MPITransport, main: Callable[[MPITransport, *Argum
 def _exit_status(leaving: SystemExit) -> int:
     if leaving.code is None or isinstance(leaving.code, int):
         return leaving.code or 0
-    return 1  # a text, which Python prints to stderr
+    return 1  # a text
 
 
 def _load_mpi() -> ModuleType:

@@ -87,6 +87,8 @@ class Collectives:
     def alltoall(self, call: Call, sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> Operation[None]:
         """Copy `sources[k]` of each rank into `targets[rank]` of rank k."""
         yield from self.arrive(call)
+        if len({each.dtype for each in call.given}) > 1:  # and so on all ranks
+            self._refuse(call)
         given = np.empty(self._size, np.int64)
         self._comm.Alltoall(_digests(call.given), given)
         self._check_fit(call, given)

@@ -50,7 +50,7 @@ async def fail(transport: MPITransport, how: str, *ranks: str) -> None:
                 asyncio.get_running_loop().run_in_executor(None, time.sleep, 1000)
                 raise ValueError(f"rank {transport.rank} was told to fail")
             case _:
-                raise SystemExit(int(how))
+                raise SystemExit(int(how) if how.isdecimal() else how)
     await transport.barrier()
     await transport.recv()
 

@@ -173,6 +173,19 @@ def test_many_disagreements_leave_the_world_usable() -> None:
     on_this_rank(main)
 
 
+def test_an_all_to_all_of_two_dtypes_is_refused() -> None:
+    """S-COMM-02: also where all ranks agree about the two."""
+    async def main(transport: MPITransport) -> None:
+        if transport.size > 1:
+            mixed = [np.zeros(2, np.float32 if dest else np.float64) for dest in range(transport.size)]
+            out = [np.zeros(2, np.float32 if transport.rank else np.float64) for _ in range(transport.size)]
+            with pytest.raises(BufferMismatch, match="alltoall of float64"):
+                await transport.alltoall(mixed, out)
+        await transport.barrier()
+
+    on_this_rank(main)
+
+
 def test_mpi_errors_keep_their_text() -> None:
     truncated = as_comm_error(MPI.Exception(MPI.ERR_TRUNCATE))
     assert type(truncated) is CommError

@@ -86,6 +86,14 @@ def test_a_rank_that_exits_ends_the_job_with_its_status(status: int, n: int, ran
 
 
 @needs_mpi
+def test_the_last_words_of_a_rank_that_exits_are_shown() -> None:
+    """S-LIFE-01: sys.exit("a text") on one rank."""
+    done = run_program(2, "fail", "these words", "1", timeout=30)
+    assert done.returncode == 1, report(done)
+    assert done.stderr.count("these words") == 1, report(done)
+
+
+@needs_mpi
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_job_that_ends_well_is_quiet(n: int) -> None:
     """S-LIFE-02, S-PKG-04: status 0, nothing on stderr."""
