@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from node_comm import Transport
 
 from federation.config import Config, revealed
 from federation.core.aggregator import Aggregator
@@ -29,6 +28,7 @@ from federation.node.client import ClientNode
 from federation.node.host import ClientHost
 from federation.node.server import ServerNode
 from federation.registry.registry import load_plugins, resolve
+from node_comm import Transport
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from node_comm import launchers
-
 from federation.assemble import load_data
 from federation.config import Config, dump_config
 from federation.data.sampling import cohort_size_of, draw_cohort
 from federation.infra.threads import available_cores
 from federation.node.placement import place
 from federation.node.proxy import partition_client
+from node_comm import launchers
 
 SHOWN = 8  #: clients named for each rank
 

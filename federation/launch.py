@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any, NoReturn
 
-from node_comm import CommError, Transport, launchers
-
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
 from federation.errors import ConfigError, DataError, FederationError
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
+from node_comm import CommError, Transport, launchers
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +101,18 @@ def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
             signal.signal(received, signal.SIG_IGN)  # rank 0 decides, and ends the others
     _set_threads(config, workers=launchers.local_size(os.environ) or 1)
     transport = mpi.connect(max_chunk_bytes=config.transport.max_chunk_bytes)
-    try:
-        launchers.check_world(transport.size, os.environ, transport.library_version)
-        if transport.rank == 0:
-            return asyncio.run(_lead(config, "mpi", transport, resume, quiet))
-        return asyncio.run(_follow(config, transport))
-    except BaseException as error:
-        _end_job(transport, error)
+
+    async def this_rank() -> Any:
+        # Ends the job from in here: asyncio.run would first wait for the thread that may still be training.
+        try:
+            launchers.check_world(transport.size, os.environ, transport.library_version)
+            if transport.rank == 0:
+                return await _lead(config, "mpi", transport, resume, quiet)
+            return await _follow(config, transport)
+        except BaseException as error:
+            _end_job(transport, error)
+
+    return asyncio.run(this_rank())
 
 
 async def _lead(config: Config, mode: str, transport: Transport, resume: str | None, quiet: bool) -> Any:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node_comm import Transport
-
 from federation.assemble import Parts, versions
 from federation.builtin.trainers.default import DefaultTrainer
 from federation.config import Config, dump_config, load_config
@@ -25,6 +23,7 @@ from federation.infra.progress import Progress
 from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import make_tracker
+from node_comm import Transport
 
 logger = logging.getLogger(__name__)
 

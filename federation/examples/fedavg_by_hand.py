@@ -8,8 +8,6 @@ ranks; here the world is this process, and its only rank hosts all clients.
 
 import asyncio
 
-from node_comm import memory
-
 from federation.builtin.aggregators.fedavg import FedAvgAggregator
 from federation.builtin.learners.default import DefaultLearner
 from federation.builtin.models.mlp import MLPModel
@@ -20,6 +18,7 @@ from federation.data.provider import load_dataset
 from federation.data.sampling import draw_cohort
 from federation.node.host import ClientHost
 from federation.node.server import Plan, ServerNode
+from node_comm import memory
 
 SEED, CLIENTS, COHORT, ROUNDS = 1, 20, 8, 30
 

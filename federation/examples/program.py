@@ -8,15 +8,13 @@ Each client brings its own data. In all three worlds the result is the same, bit
 """
 
 import argparse
-import asyncio
-
-from node_comm import Transport, memory, mpi, processes
 
 from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
 from federation.data.manager import DataManager
 from federation.data.partitioner import iid
 from federation.data.provider import load_dataset
+from node_comm import Transport, memory, mpi, processes
 
 SIZES = {"input_size": 64, "output_size": 10, "hidden_sizes": (32,)}
 CLIENTS = 3

@@ -8,12 +8,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import node_comm
 import numpy as np
-from node_comm import CommError, Transport
-from node_comm.message import Failure
-from node_comm.node import Incoming, Node
 
+import node_comm
 from federation.core.learner import Learner
 from federation.core.types import TrainResult
 from federation.core.weights import Layout
@@ -36,6 +33,9 @@ from federation.node.protocol import (
     Update,
     WeightsFollow,
 )
+from node_comm import CommError, Transport
+from node_comm.message import Failure
+from node_comm.node import Incoming, Node
 
 logger = logging.getLogger(__name__)
 

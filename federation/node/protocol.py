@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from node_comm.message import Message
 
 from federation.core.aggregator import Needs
+from node_comm.message import Message
 
 
 class ClientRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -18,11 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import node_comm
-from node_comm import CommError, Transport
-from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Node, RemoteFailure
 
+import node_comm
 from federation.core.aggregator import Needs
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
@@ -51,6 +48,9 @@ from federation.node.protocol import (
     Welcome,
 )
 from federation.node.proxy import ClientProxy, ClientTable
+from node_comm import CommError, Transport
+from node_comm.message import Failure, Message
+from node_comm.node import Incoming, Node, RemoteFailure
 
 logger = logging.getLogger(__name__)
 

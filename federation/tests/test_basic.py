@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from node_comm import launchers
-
 import federation
 from federation import kernels
 from federation.config import load_config_from_dict
 from federation.infra.threads import available_cores
 from federation.launch import report, run_in
+from node_comm import launchers
 
 LIBRARIES = ("numpy", "h5py", "torch", "scikit-learn", "mpi4py", "openmpi", "tensorboard")
 

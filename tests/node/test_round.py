@@ -281,9 +281,8 @@ def test_waiting_for_clients_that_do_not_come():
 
 
 def test_two_clients_of_one_name_are_refused():
-    from node_comm import CommError, memory
-
     from federation import ClientNode, ServerNode
+    from node_comm import CommError, memory
     from tests.node.worlds import Answers
 
     async def main(transport):

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from node_comm import Transport, memory
 
 from federation import ClientNode, EvalResult, Learner, Model, ServerNode, TrainResult
 from federation.core.weights import Weights
+from node_comm import Transport, memory
 
 
 class Arrays(Model):

@@ -45,9 +45,12 @@ class Finished:
         return self.summary["weights_sha256"], self.summary["final"], self.rows
 
 
-def command(*arguments: str, ranks: int | None = None) -> list[str]:
-    """The command line of a run; under mpirun with `ranks`."""
-    line = [sys.executable, "-m", "federation.launch", *arguments]
+def command(*arguments: str, folder: Path, settings: Sequence[str] = (), mode: str | None = None,
+            ranks: int | None = None) -> list[str]:
+    """The command line of a run; under mpirun with `ranks`. Of settings with the same key, the last counts."""
+    last = {text.partition("=")[0]: text for text in settings}
+    line = [sys.executable, "-m", "federation.launch", *arguments, *(["--mode", mode] if mode else []),
+            "--output_dir", str(folder), "--quiet", *(["--set", *last.values()] if last else [])]
     return line if ranks is None else mpirun_command(ranks, *line)
 
 
@@ -62,8 +65,7 @@ def launch(tmp_path: Path) -> Callable[..., Finished]:
         nonlocal count
         count += 1
         folder = folder or tmp_path / f"run{count}"
-        line = command(*arguments, *(["--mode", mode] if mode else []), "--output_dir", str(folder), "--quiet",
-                       *(["--set", *settings] if settings else []), ranks=ranks)
+        line = command(*arguments, folder=folder, settings=settings, mode=mode, ranks=ranks)
         began = time.monotonic()
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                               env={**os.environ, **ENVIRONMENT, **(env or {})}) as process:

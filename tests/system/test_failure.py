@@ -143,8 +143,7 @@ def test_a_signal_leaves_a_checkpoint_and_nothing_else(launch, tmp_path, world, 
     settings = [*faulty("none", delay=0.05), "trainer_config.max_rounds=40", "checkpoint.every=1000"]
     folder = tmp_path / "stopped"
     before = set(os.listdir("/dev/shm"))
-    line = command("--output_dir", str(folder), "--quiet", *(["--mode", world["mode"]] if "mode" in world else []),
-                   "--set", *settings, ranks=world.get("ranks"))
+    line = command(folder=folder, settings=settings, **world)
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True,
                           env={**os.environ, **ENVIRONMENT, "MARK": str(folder)}) as process:
         wait_for_rows(folder, 3)

@@ -24,9 +24,7 @@ def test_killed_at_random_moments(launch, tmp_path, world):
     reference = launch(mode="serial", settings=SETTINGS)
     for attempt in range(7):
         folder = tmp_path / f"killed{attempt}"
-        line = command("--output_dir", str(folder), "--quiet", *(["--mode", world["mode"]] if "mode" in world else []),
-                       "--set", *SETTINGS, ranks=world.get("ranks"))
-        with subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL,
+        with subprocess.Popen(command(folder=folder, settings=SETTINGS, **world), start_new_session=True, stderr=subprocess.DEVNULL,
                               env={**os.environ, **ENVIRONMENT}) as process:
             time.sleep(moments.uniform(0.3, 0.8 * reference.seconds + 0.5))
             kill_tree(process.pid)

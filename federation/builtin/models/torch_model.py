@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch import nn
@@ -18,6 +17,7 @@ from federation.core.model import Model
 from federation.core.types import WeightsLike
 from federation.core.weights import Layout, Weights
 from federation.errors import ConfigError
+from federation.kernels import BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class TorchModel(Model):
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
     """A tensor that shares the array's memory; bfloat16 included, which NumPy and torch share no name for."""
-    if array.dtype == ml_dtypes.bfloat16:
+    if array.dtype == BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -149,7 +149,5 @@ def _check(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _numpy_dtype(dtype: torch.dtype) -> np.dtype:
-    if dtype == torch.bfloat16:
-        return np.dtype(ml_dtypes.bfloat16)
-    example: np.ndarray = torch.empty(0, dtype=dtype).numpy()
-    return np.dtype(example.dtype)
+    found: np.dtype = BFLOAT16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    return found

@@ -1,6 +1,7 @@
 """SGD and Adam on lists of tensors: the steps of torch.optim.SGD and torch.optim.Adam, with less around them.
 
-Each operation is one call for all parameters, and works in memory that is kept from client to client. Gradients stay
+Each operation is one call for all parameters where torch has such a call, and works in memory that is kept from client
+to client. Gradients stay
 autograd's own: they are read once and never written, so none is zeroed, copied or added up first.
 """
 
@@ -54,7 +55,7 @@ class Sgd:
             given = list(torch._foreach_add(given, parameters, alpha=settings.weight_decay))
         if settings.momentum:
             velocities = _chosen(self._velocities, present)
-            torch._foreach_mul_(velocities, settings.momentum)
+            _scale(velocities, settings.momentum)
             torch._foreach_add_(velocities, given)
             given = velocities
         torch._foreach_add_(parameters, given, alpha=-settings.client_lr)
@@ -93,7 +94,7 @@ class Adam:
         if settings.weight_decay:
             given = list(torch._foreach_add(given, parameters, alpha=settings.weight_decay))
         torch._foreach_lerp_(means, given, 1 - ADAM_BETA1)
-        torch._foreach_mul_(squares, ADAM_BETA2)
+        _scale(squares, ADAM_BETA2)
         torch._foreach_addcmul_(squares, given, given, 1 - ADAM_BETA2)
         torch._foreach_copy_(roots, squares)
         torch._foreach_sqrt_(roots)
@@ -110,6 +111,12 @@ def _zeros(tensors: Tensors, like: Tensors) -> Tensors:
     if tensors:
         torch._foreach_zero_(tensors)
     return tensors
+
+
+def _scale(tensors: Tensors, factor: float) -> None:
+    # Not _foreach_mul_, which rounds the factor to the tensors' dtype: 0.999 is 1 in bfloat16.
+    for tensor in tensors:
+        tensor.mul_(factor)
 
 
 def _present(gradients: Sequence[torch.Tensor | None]) -> tuple[Sequence[int], Tensors]:
