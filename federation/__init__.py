@@ -47,7 +47,26 @@ _HOMES = {
     "run": "federation.launch",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Aggregator",
+    "ClientNode",
+    "ClientUpdate",
+    "EvalResult",
+    "FederationError",
+    "Layout",
+    "Learner",
+    "MeanAggregator",
+    "Model",
+    "RunResult",
+    "ServerNode",
+    "TrainResult",
+    "Trainer",
+    "Weights",
+    "load_config",
+    "load_config_from_dict",
+    "register",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

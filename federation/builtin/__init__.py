@@ -28,7 +28,17 @@ _HOMES = {
     "TorchModel": "federation.builtin.models.torch_model",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "CNNModel",
+    "DefaultLearner",
+    "DefaultTrainer",
+    "FedAvgAggregator",
+    "LinearModel",
+    "LogisticModel",
+    "MLPModel",
+    "SklearnLearner",
+    "TorchModel",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from federation.core.learner import Learner
 from federation.core.types import TrainResult
 from federation.core.weights import Layout
 from federation.errors import ClientError, FederationError
+from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost
 from federation.node.protocol import (
@@ -49,7 +50,8 @@ class ClientNode:
     In a program of one's own: `bind` a learner (its `data` bound or not), `start`, `connect_and_register`. The engine
     gives a `transport` that is already connected and a `host` for clients of the shared partition, and calls `serve`.
 
-    `config`: `node_id` (the client's name), `transport: {mode: memory|mpi}`.
+    `config`: `node_id` (the client's name), `transport: {mode: memory|mpi}`, `threads` (compute threads of this
+    process, 1 unless given: other numbers may round differently).
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
@@ -57,8 +59,9 @@ class ClientNode:
         config = dict(config or {})
         self.node_id = str(config.pop("node_id", "client"))
         self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
+        self._threads = None if host is not None else int(config.pop("threads", 1))
         if config:
-            raise FederationError(f"ClientNode: unknown settings {sorted(config)}; known: node_id, transport")
+            raise FederationError(f"ClientNode: unknown settings {sorted(config)}; known: node_id, threads, transport")
         self.host = host or ClientHost()
         self._setup = dict(setup or {})
         self._transport = transport
@@ -74,7 +77,9 @@ class ClientNode:
         self.host.own[name] = learner
 
     async def start(self) -> None:
-        """Nothing is waited for yet; there so that every node starts alike."""
+        """Fix the compute threads of this process, so that results do not depend on the machine."""
+        if self._threads is not None:
+            apply_threads(self._threads)
 
     async def connect_and_register(self, server_id: str = "server") -> None:
         """Join the world of `server_id`, introduce the clients, and serve in the background until `stop`."""

@@ -112,7 +112,8 @@ class ClientHost:
         shards, clients, problems = MetricSum(), MetricSum(), []
         if order.shards:
             learner, data = self.learner, self.data
-            assert learner is not None and data is not None, "the server gives shards to ranks with data only"
+            assert learner is not None, "the server gives shards to ranks with a learner"
+            assert data is not None, "the server gives shards to ranks with data"
             learner.set_weights(self._start())
             for shard in order.shards:
                 learner.bind(data.test_shard(shard), Context("server", order.round, self._seed))

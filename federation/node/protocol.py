@@ -149,7 +149,7 @@ class Result(Message, frozen=True):
     """What the call returned; the weights of a fit travel beside it. `problem` where the client's code raised."""
 
     num_samples: int = 0
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = msgspec.field(default_factory=dict)
     problem: Problem | None = None
 
 

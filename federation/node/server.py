@@ -25,6 +25,7 @@ from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, Diverged, FederationError, RoundError, UpdateError
+from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost
 from federation.node.placement import Costs, Policy, place
@@ -92,7 +93,8 @@ class Fitted:
 class ServerNode:
     """The server's node, always rank 0.
 
-    In a program of one's own: `config` is `node_id` and `transport: {mode: memory|mpi}`; `start` opens the world.
+    In a program of one's own: `config` is `node_id`, `transport: {mode: memory|mpi}` and `threads` (compute
+    threads of this process, 1 unless given: other numbers may round differently); `start` opens the world.
     The engine gives a connected `transport`, a `host` (its data say who is in the shared partition), whether this
     rank `hosts_clients` itself (None: only where there is no other rank), and `setup`, which every rank's must equal.
     """
@@ -103,8 +105,9 @@ class ServerNode:
         config = dict(config or {})
         self.node_id = str(config.pop("node_id", "server"))
         self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
+        self._threads = None if host is not None else int(config.pop("threads", 1))
         if config:
-            raise FederationError(f"ServerNode: unknown settings {sorted(config)}; known: node_id, transport")
+            raise FederationError(f"ServerNode: unknown settings {sorted(config)}; known: node_id, threads, transport")
         self.host = host or ClientHost()
         self.clients = ClientTable(self.host.data.sizes if self.host.data is not None else None)
         self.round_timeout = round_timeout
@@ -129,6 +132,8 @@ class ServerNode:
 
     async def start(self) -> None:
         """Open the world (or take the transport given) and register who says hello."""
+        if self._threads is not None:
+            apply_threads(self._threads)
         if self._transport is None:
             self._transport = node_comm.connect(self._mode, name=self.node_id, serve=True)
         self._node = Node(self._transport, MESSAGES)

@@ -230,13 +230,16 @@ def test_one_order_one_broadcast_one_reduction_a_round():
     """The operations of FedAvg, counted at the transport of rank 0 over five rounds and four ranks."""
     counted: dict[str, int] = {}
 
+    def counting(verb, original):
+        def call(*args, **kwargs):
+            counted[verb] = counted.get(verb, 0) + 1
+            return original(*args, **kwargs)
+        return call
+
     def count(transport):
         if transport.rank == 0:
             for verb in ("send", "broadcast", "reduce", "gather", "alltoall"):
-                def counting(*args, verb=verb, original=getattr(transport, verb), **kwargs):
-                    counted[verb] = counted.get(verb, 0) + 1
-                    return original(*args, **kwargs)
-                setattr(transport, verb, counting)
+                setattr(transport, verb, counting(verb, getattr(transport, verb)))
         return transport
 
     async def program(server):

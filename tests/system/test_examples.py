@@ -13,10 +13,8 @@ from tests.mpi_helper import mpirun
 
 def python(module: str, *arguments: str, ranks: int | None = None) -> str:
     line = [sys.executable, "-m", module, *arguments]
-    if ranks is not None:
-        done = mpirun(ranks, *line)
-    else:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    alone = dict(capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, **alone) if ranks is None else mpirun(ranks, *line)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -35,7 +33,7 @@ def test_a_program_of_ones_own_gives_the_same_bits_in_every_world():
     assert outputs[1] == outputs[2] == outputs[0]
 
 
-@pytest.mark.parametrize("world", [dict(mode="parallel"), dict(ranks=3)], ids=["parallel", "mpi"])
+@pytest.mark.parametrize("world", [dict(mode="parallel"), dict(ranks=3)], ids=["parallel", "mpirun"])
 def test_components_of_ones_own_give_the_same_bits_in_every_mode(launch, world):
     config = ("--config", "federation/examples/custom.yaml")
     serial = launch(*config, mode="serial")

@@ -15,7 +15,7 @@ from tests.system.conftest import ENVIRONMENT, command
 FAULTY = ["plugins=[tests/system/faulty.py]", "components.learner=test.learner.faulty",
           "components.model=model.numpy.linear", "num_clients=4", "trainer_config.max_rounds=3", "tracker=none"]
 WORLDS = [dict(mode="serial"), dict(mode="parallel"), dict(ranks=3)]
-NAMES = ["serial", "parallel", "mpi"]
+NAMES = ["serial", "parallel", "mpirun"]
 
 
 def faulty(fault: str, **learner: object) -> list[str]:

@@ -17,7 +17,7 @@ SETTINGS = [*faulty("none", delay=0.01), "num_clients=8", "trainer_config.cohort
 
 
 @pytest.mark.parametrize("world", [dict(mode="serial"), dict(mode="parallel"), dict(ranks=3)],
-                         ids=["serial", "parallel", "mpi"])
+                         ids=["serial", "parallel", "mpirun"])
 def test_killed_at_random_moments(launch, tmp_path, world):
     """S-CKPT-01 and S-TRACK-02: twenty kills in all over the three modes; the same digest, each round recorded once."""
     moments = random.Random(repr(world))
