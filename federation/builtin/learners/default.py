@@ -116,13 +116,13 @@ class DefaultLearner(Learner):
         return TrainResult(self._model().weights, count, {"train_loss": session.mean_loss()})
 
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
-        """Evaluate on the evaluation samples, or on the training samples where there are no others.
+        """Evaluate on the evaluation samples (`x_test`); a client without any has nothing to say: 0 samples.
 
         Metrics: `loss`, and for classes `accuracy`.
         """
         self._fit_settings.overridden(config)
         data = self._client_data()
-        x, y = (data.x_test, data.y_test) if len(data.y_test) else (data.x, data.y)
+        x, y = data.x_test, data.y_test
         if len(y) == 0:
             return EvalResult(0)
         return EvalResult(len(y), self._steps.evaluate(x, y, self._step_settings, self._eval_batch_size,

@@ -76,10 +76,10 @@ class SklearnLearner(Learner):
                            {f"train_{name}": mean for name, mean in metrics.items()})
 
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
-        """Mean `accuracy` (and `loss`) on the evaluation samples; on the training samples where there are no others."""
+        """Mean `accuracy` (and `loss`) on the evaluation samples (`x_test`); 0 samples where a client has none."""
         self._overridden(config)
         data = self._client_data()
-        x, y = (data.x_test, data.y_test) if len(data.y_test) else (data.x, data.y)
+        x, y = data.x_test, data.y_test
         return EvalResult(len(y), self._learning.metrics(x, y) if len(y) else {})
 
     def _overridden(self, config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,0 +1,229 @@
+"""The learners that come with the package, against loops and formulas written out here."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from federation.builtin import CNNModel, DefaultLearner, LinearModel, LogisticModel, MLPModel, SklearnLearner, TorchModel
+from federation.core.learner import Context
+from federation.data.client_data import ClientData
+from federation.errors import ConfigError
+from tests.builtin.torch_parts import make_data
+
+
+def a_learner(**settings):
+    model = MLPModel(input_size=6, output_size=4, hidden_sizes=(5,), dropout=settings.pop("dropout", 0.0))
+    return DefaultLearner(model, **settings)
+
+
+def trained(learner, data, client="a", round=1, **config):
+    learner.set_weights(trained.start)
+    learner.bind(data, Context(client, round, seed=3))
+    result = learner.fit(config)
+    return result.weights.copy(), result
+
+
+trained.start = MLPModel(input_size=6, output_size=4, hidden_sizes=(5,), seed=9).get_weights()
+
+
+@pytest.mark.parametrize(("settings", "make"), [
+    (dict(client_lr=0.1), lambda p: torch.optim.SGD(p, 0.1)),
+    (dict(client_lr=0.1, momentum=0.9, weight_decay=0.01), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.01)),
+    (dict(client_lr=0.01, optimizer="adam"), lambda p: torch.optim.Adam(p, 0.01)),
+])
+def test_full_batches_equal_torch_optim(settings, make):
+    """With one batch a pass there is no order to draw: ten steps are those of torch.optim on an ordinary module."""
+    data = make_data(20)
+    weights, result = trained(a_learner(batch_size=20, local_steps=10, **settings), data)
+    oracle = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    with torch.no_grad():
+        for parameter, array in zip(oracle.parameters(), trained.start, strict=True):
+            parameter.copy_(torch.tensor(array))
+    optimizer = make(oracle.parameters())
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(oracle(torch.tensor(data.x)), torch.tensor(data.y))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for array, parameter in zip(weights, oracle.parameters(), strict=True):
+        np.testing.assert_allclose(array, parameter.detach().numpy(), rtol=2e-4, atol=2e-6)
+    assert result.metrics["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_a_fit_does_not_depend_on_who_was_trained_before():
+    """S-AGG-06, S-CKPT-07: neither momentum, nor dropout, nor torch's own generator carries over from client to client."""
+    first, second = make_data(50, seed=1), make_data(33, seed=2)
+    learner = a_learner(momentum=0.9, dropout=0.5, local_epochs=2, batch_size=8)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    alone, _ = trained(learner, first)
+    trained(learner, second, client="b")
+    after_b, _ = trained(learner, first)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert alone.sha256() == after_b.sha256()
+    torch.manual_seed(6)
+    fresh, _ = trained(a_learner(momentum=0.9, dropout=0.5, local_epochs=2, batch_size=8), first)
+    assert fresh.sha256() == alone.sha256()
+    for other in (dict(client="b"), dict(round=2)):
+        assert trained(learner, first, **other)[0].sha256() != alone.sha256()
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 5, 33])
+def test_small_clients(count, drop_last, caplog):
+    """S-PART-05: 0, 1, 5 and 33 samples in batches of 32 through BatchNorm: no crash, and 0 means unchanged."""
+    module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
+    learner = DefaultLearner(TorchModel(module, (6,), 4), batch_size=32, drop_last=drop_last)
+    before = learner.get_weights()
+    learner.bind(make_data(count), Context())
+    with caplog.at_level(logging.WARNING):
+        result = learner.fit({})
+        learner.fit({})
+    changed = result.weights.sha256() != before.sha256()
+    assert (result.num_samples, changed) == ((count, True) if count > 1 else (0, False))
+    assert len(caplog.records) == (1 if count == 1 or (count == 33 and not drop_last) else 0)
+    assert result.weights.all_finite()
+
+
+def test_batches_cover_every_sample_once_a_pass():
+    seen = []
+    learner = a_learner(local_epochs=3, batch_size=7)
+    learner.bind(make_data(30), Context())
+    for batch in learner._batches(30, 1, learner._fit_settings):
+        seen.append(batch)
+    assert [len(batch) for batch in seen] == [7, 7, 7, 7, 2] * 3
+    for number in range(3):
+        assert sorted(np.concatenate(seen[5 * number:5 * number + 5])) == list(range(30))
+
+
+@pytest.mark.parametrize(("config", "steps"), [({}, 6), ({"epochs": 5}, 15), ({"local_steps": 4}, 4), ({"batch_size": 30}, 2)])
+def test_config_overrides_settings_for_one_call(config, steps):
+    learner = a_learner(local_epochs=2, batch_size=10)
+    learner.bind(make_data(30), Context())
+    assert len(list(learner._batches(30, 1, learner._fit_settings.overridden({**config, "round": 3})))) == steps
+    assert len(list(learner._batches(30, 1, learner._fit_settings))) == 6
+
+
+@pytest.mark.parametrize(("config", "words"), [({"epoch": 5}, "epochs"), ({"batch_size": 0}, "batch_size"),
+                                               ({"local_epochs": True}, "local_epochs"), ({"client_lr": "fast"}, "client_lr")])
+def test_config_that_cannot_be(config, words):
+    learner = a_learner()
+    learner.bind(make_data(8), Context())
+    with pytest.raises(ValueError, match=words):
+        learner.fit(config)
+
+
+@pytest.mark.parametrize("settings", [dict(local_epochs=0), dict(batch_size=-1), dict(client_lr=float("nan")),
+                                      dict(optimizer="rprop"), dict(optimizer="adam", momentum=0.9)])
+def test_settings_that_cannot_be(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        a_learner(**settings)
+
+
+def test_no_data_bound(caplog):
+    """Trains on a made-up sample shaped like the model, and says so once."""
+    learner = DefaultLearner(MLPModel())
+    results = [learner.fit({}), learner.fit({})]
+    assert all(result.num_samples == 64 for result in results)
+    assert caplog.text.count("built-in sample") == 1
+    assert learner.evaluate({}).num_samples == 16
+
+
+def test_evaluation_uses_evaluation_samples_alone():
+    """S-AGG-13: metrics of the test samples, weighted by them; a client without any counts nothing."""
+    model = LinearModel(input_size=2, output_size=2)
+    model.set_weights([np.array([[1, 0], [0, 1]], np.float32), np.zeros(2, np.float32)])
+    x_test = np.array([[3, 0], [0, 3], [3, 0], [0, 3]], np.float32)
+    data = ClientData(np.zeros((5, 2)), np.zeros(5, np.int64), x_test, np.array([0, 1, 1, 1]), num_classes=2)
+    learner = DefaultLearner(model)
+    learner.bind(data, Context())
+    result = learner.evaluate({})
+    assert (result.num_samples, result.metrics["accuracy"]) == (4, 0.75)
+    assert result.metrics["loss"] == pytest.approx((3 * np.log1p(np.exp(-3)) + np.log1p(np.exp(3))) / 4, rel=1e-6)
+    learner.bind(ClientData(x_test, np.zeros(4, np.int64), num_classes=2), Context())
+    assert learner.evaluate({}).num_samples == 0
+
+
+def test_the_linear_model_equals_torch():
+    """Softmax regression by NumPy against the same steps of torch."""
+    data = make_data(40)
+    model = LinearModel(input_size=6, output_size=4)
+    learner = DefaultLearner(model, batch_size=40, local_steps=15, client_lr=0.3, momentum=0.5)
+    learner.bind(data, Context())
+    learner.fit({})
+    oracle = nn.Linear(6, 4)
+    nn.init.zeros_(oracle.weight)
+    nn.init.zeros_(oracle.bias)
+    optimizer = torch.optim.SGD(oracle.parameters(), 0.3, momentum=0.5)
+    for _ in range(15):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(oracle(torch.tensor(data.x)), torch.tensor(data.y)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(model.weights["weight"], oracle.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model.weights["bias"], oracle.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_regression_finds_the_line():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 3)).astype(np.float32)
+    y = (x @ [1.0, -2.0, 0.5] + 3.0).astype(np.float32)
+    model = LinearModel(input_size=3, output_size=1)
+    learner = DefaultLearner(model, local_epochs=100, batch_size=50, client_lr=0.1)
+    learner.bind(ClientData(x, y), Context())
+    learner.fit({})
+    np.testing.assert_allclose(model.weights["weight"][0], [1, -2, 0.5], atol=1e-3)
+    assert model.weights["bias"][0] == pytest.approx(3, abs=1e-3)
+
+
+@pytest.mark.parametrize(("model", "count"), [
+    (MLPModel(), 159_010), (CNNModel(), 1_663_370), (LinearModel(), 7_850),
+    (MLPModel(input_size=64, output_size=10, hidden_sizes=()), 650)])
+def test_parameter_counts(model, count):
+    """784-200-10, and the network of McMahan et al. 2017 for MNIST."""
+    assert model.weights.layout.num_values == count
+
+
+def test_the_cnn_takes_images_and_rows():
+    model = CNNModel(**CNNModel.settings_from_data((64,), 10))
+    learner = DefaultLearner(model)
+    learner.bind(make_data(40, shape=(64,), classes=10), Context())
+    assert learner.fit({}).num_samples == 40
+    learner.bind(make_data(40, shape=(8, 8), classes=10), Context())
+    assert learner.fit({}).weights.all_finite()
+
+
+@pytest.mark.parametrize("solver", ["sgd", "lbfgs"])
+def test_missing_classes(solver, caplog):
+    """S-PART-06: labels {0,3}, all ten, and {5} alone: coef_ is (10,3) and intercept_ (10,) in every round, round 0 too."""
+    rng = np.random.default_rng(1)
+    learner = SklearnLearner(LogisticModel(input_size=3, output_size=10, solver=solver))
+    start = learner.get_weights()
+    assert [array.shape for array in start] == [(10, 3), (10,)]
+    counts = []
+    for client, labels in (("a", [0, 3]), ("b", range(10)), ("c", [5])):
+        y = np.resize(np.array(list(labels)), 40)
+        x = (rng.normal(size=(40, 3)) + y[:, None]).astype(np.float32)
+        learner.bind(ClientData(x, y, x, y, num_classes=10), Context(client, 1, 0))
+        learner.set_weights(start)
+        first = learner.fit({})
+        learner.set_weights(start)
+        assert learner.fit({}).weights.sha256() == first.weights.sha256()
+        assert [array.shape for array in first.weights] == [(10, 3), (10,)]
+        assert learner.evaluate({}).num_samples == 40
+        counts.append(first.num_samples)
+    assert counts == ([40, 40, 40] if solver == "sgd" else [40, 40, 0])
+    assert ("single class" in caplog.text) == (solver == "lbfgs")
+
+
+def test_a_learner_refuses_a_model_of_another_kind():
+    with pytest.raises(ConfigError, match=r"federated\.learner\.sklearn"):
+        DefaultLearner(LogisticModel(input_size=3, output_size=4))
+    with pytest.raises(ConfigError, match=r"federated\.learner\.default"):
+        SklearnLearner(LinearModel())
