@@ -114,7 +114,7 @@ class Session:
     def _nothing_left(self, transport: Transport) -> RunResult:
         found = self._found
         assert found is not None
-        logger.info("%s: all %d rounds are done, nothing to train", self.folder.path, found.round)
+        logger.warning("%s: all %d rounds are done, nothing to train", self.folder.path, found.round)
         return RunResult(found.weights, found.weights.sha256(), found.round, found.metrics, self.folder.path, self.mode,
                          transport.size)
 
