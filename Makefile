@@ -43,11 +43,11 @@ check: lint types imports  ## lint, types and imports
 
 bench: install  ## the quick benchmarks, as tables
 	$(BIN)/python benchmarks/bench_kernels.py
-	$(BIN)/python benchmarks/bench_local_step.py
 	$(BIN)/python benchmarks/bench_round.py
 
 docs: install  ## the reference pages that are made from the code
-	$(BIN)/python -m federation.config > docs/configuration.md
+	$(BIN)/python -m federation.config_reference
+	$(BIN)/python -m tests.cases
 
 clean:  ## forget builds and caches (not runs/)
 	rm -rf build $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -273,6 +273,9 @@ class MemoryTransport(Transport):
         """Ranks so far; fixed once the hub is sealed."""
         return len(self._hub.members)
 
+    def seal(self) -> None:
+        self._hub.seal()
+
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
         """Send; waits until the receiver has copied `buffer`, except to oneself."""
         peer = self._peer(dest)

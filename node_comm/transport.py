@@ -67,6 +67,9 @@ class Transport(ABC):
         later ones arrive.
         """
 
+    def seal(self) -> None:
+        """Let no further rank join. A world that grows is sealed before its first collective; others are from the start."""
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """A new array, C order, 64-byte aligned, not initialised, where this transport moves it with fewest copies.
 

@@ -51,7 +51,10 @@ class Trainer(ABC):
         await self.server.wait_for_clients(count, timeout)
 
     async def broadcast_weights(self, weights: WeightsLike) -> None:
-        """Give `weights` to every rank: what its clients start from until the next broadcast."""
+        """Give `weights` to every rank: what its clients start from until the next broadcast.
+
+        From the first broadcast on, no rank joins any more.
+        """
         await self.server.broadcast_weights(weights)
 
     def get_connected_clients(self) -> Sequence[Proxy]:

@@ -194,6 +194,7 @@ class ServerNode:
         self._version += 1
         self.host.weights = weights
         if self._ranks:
+            self.node.transport.seal()
             notice = WeightsFollow(version=self._version, layout=weights.layout.to_dict())
             async with asyncio.timeout(self.round_timeout):
                 await self._tell(lambda rank: notice)

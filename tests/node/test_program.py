@@ -1,0 +1,58 @@
+"""Programs of one's own, in the shape that users write them: objects, a named server, clients that connect to it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from node_comm import AddressError, CommError
+
+from federation import ClientNode, ServerNode
+from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
+from federation.errors import FederationError
+
+
+async def train(name: str, clients: int) -> str:
+    """Five rounds of clients without data of their own; the digest of the result."""
+    server = ServerNode({"node_id": name, "transport": {"mode": "memory"}})
+    trainer = DefaultTrainer(server=server, model=MLPModel(input_size=12, output_size=3), aggregator=FedAvgAggregator(),
+                             config={"max_rounds": 5, "min_clients": 2})
+    nodes = []
+    for index in range(clients):
+        node = ClientNode({"node_id": f"client_{index}"})
+        node.bind(DefaultLearner(model=MLPModel(input_size=12, output_size=3)))
+        nodes.append(node)
+    await server.start()
+    for node in nodes:
+        await node.start()
+        await node.connect_and_register(name)
+    await trainer.run()
+    with pytest.raises(CommError):
+        await ClientNode({"node_id": "late"}).connect_and_register(name)
+    for node in nodes:
+        await node.stop()
+    await server.stop()
+    assert trainer.round == 5
+    return trainer.weights.sha256()
+
+
+def test_a_program_in_memory():
+    """It trains, refuses who comes too late, cleans up, and does the same again under the same name."""
+    first = asyncio.run(train("server", 3))
+    assert asyncio.run(train("server", 3)) == first
+    assert asyncio.run(train("server", 4)) != first
+
+
+def test_a_server_that_is_not_there():
+    async def main():
+        await ClientNode({"node_id": "a"}).connect_and_register("nobody")
+
+    with pytest.raises(AddressError, match="nobody"):
+        asyncio.run(main())
+
+
+def test_settings_of_nodes_are_strict():
+    with pytest.raises(FederationError, match="nodeid"):
+        ServerNode({"nodeid": "x"})
+    with pytest.raises(FederationError, match="server_id"):
+        ClientNode({"server_id": "x"})
