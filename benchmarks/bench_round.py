@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from node_comm import memory
 
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
 from federation.core.learner import Context
@@ -35,6 +34,7 @@ from federation.infra.run_folder import RunFolder
 from federation.infra.threads import apply_threads
 from federation.node.host import ClientHost
 from federation.node.server import ServerNode
+from node_comm import memory
 
 CLIENTS, SAMPLES, TEST = 10, 60, 2000
 

@@ -67,7 +67,7 @@ class Transport(ABC):
         later ones arrive.
         """
 
-    def seal(self) -> None:
+    def seal(self) -> None:  # noqa: B027 (most worlds have nothing to seal)
         """Let no further rank join. A world that grows is sealed before its first collective; others are from the start."""
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from federation.builtin import CNNModel, DefaultLearner, LinearModel, LogisticModel, MLPModel, SklearnLearner, TorchModel
+from federation.builtin import (
+    CNNModel,
+    DefaultLearner,
+    LinearModel,
+    LogisticModel,
+    MLPModel,
+    SklearnLearner,
+    TorchModel,
+)
 from federation.core.learner import Context
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError

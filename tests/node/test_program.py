@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from node_comm import AddressError, CommError
 
 from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
 from federation.errors import FederationError
+from node_comm import AddressError, CommError
 
 
 async def train(name: str, clients: int) -> str:
