@@ -275,8 +275,8 @@ def test_descriptors_and_shared_memory_stay_flat() -> None:
     processes.run(keep_talking, 2)  # warms up what Python itself keeps open
     before, threads = descriptors(), threading.active_count()
     processes.run(keep_talking, 3)
-    assert descriptors() == before
-    assert threading.active_count() == threads
+    assert descriptors() <= before
+    assert threading.active_count() <= threads
 
 
 class Script:
