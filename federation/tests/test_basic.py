@@ -22,7 +22,7 @@ from typing import Any
 import federation
 from federation import kernels
 from federation.config import load_config_from_dict
-from federation.infra.threads import available_cores
+from federation.infra.threads import apply_threads, available_cores
 from federation.launch import report, run_in
 from node_comm import launchers
 
@@ -45,6 +45,28 @@ def findings() -> Iterator[tuple[str, str]]:
         yield "HDF5", h5py.version.hdf5_version
     yield "cores", f"{available_cores()} for this process; OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')}"
     yield "launcher", f"{launchers.launched_size(os.environ) or 'none'}"
+
+
+def mpi_findings() -> Iterator[tuple[str, str]]:
+    """The MPI library, and whether a lost rank could be survived. Loads MPI, so it comes last."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        yield "MPI library", f"none ({error})"
+        return
+    yield "MPI library", MPI.Get_library_version().split("\0")[0].splitlines()[0]
+    try:
+        MPI.COMM_WORLD.Is_revoked()
+        told = "on" if launchers.survives_lost_ranks(os.environ) else "off in this launch (mpirun --with-ft ulfm)"
+        yield "ULFM", f"in the library, {told}"
+    except NotImplementedError:
+        yield "ULFM", "not in the library: a lost rank ends the job"
+
+
+def threads_findings() -> Iterator[tuple[str, str]]:
+    """Compute threads of each library that the runs have loaded."""
+    in_use = apply_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    yield "threads", ", ".join(f"{name} {count}" for name, count in in_use.items()) or "no library to ask"
 
 
 def tiny(folder: Path, mode: str) -> Any:
@@ -74,6 +96,8 @@ def main() -> int:
                 digests[f"mpi, {ranks} ranks"] = result.weights_sha256
     if not first:
         return 0
+    for name, found in (*threads_findings(), *mpi_findings()):
+        print(f"{name:14s} {found}", flush=True)
     for mode, digest in digests.items():
         print(f"{mode:14s} {digest}")
     same = len(set(digests.values())) == 1
