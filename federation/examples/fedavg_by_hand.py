@@ -17,7 +17,8 @@ from federation.data.partitioner import dirichlet
 from federation.data.provider import load_dataset
 from federation.data.sampling import draw_cohort
 from federation.node.host import ClientHost
-from federation.node.server import Plan, ServerNode
+from federation.node.round import Plan
+from federation.node.server import ServerNode
 from node_comm import memory
 
 SEED, CLIENTS, COHORT, ROUNDS = 1, 20, 8, 30

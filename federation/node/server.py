@@ -14,17 +14,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 import node_comm
-from federation.core.aggregator import Needs
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.weights import Layout, Weights
-from federation.errors import ClientError, Diverged, FederationError, RoundError, UpdateError
+from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost
@@ -40,8 +38,6 @@ from federation.node.protocol import (
     FitReport,
     Hello,
     Leave,
-    Outcome,
-    Problem,
     Result,
     Shutdown,
     Update,
@@ -49,6 +45,7 @@ from federation.node.protocol import (
     Welcome,
 )
 from federation.node.proxy import ClientProxy, ClientTable
+from federation.node.round import Fitted, Plan, no_samples
 from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
 from node_comm.node import Incoming, Node, RemoteFailure
@@ -58,36 +55,6 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a round is to do: who trains, with which settings, and what is to be brought together."""
-
-    round: int
-    cohort: Sequence[ClientProxy]
-    config: Mapping[str, Any] = field(default_factory=dict)
-    needs: Needs = "mean"
-    weighting: Literal["samples", "uniform"] = "samples"
-    reduction: Literal["exact", "float32", "float64"] = "exact"
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What came of a plan: outcomes in the order of the cohort, problems, exact metrics, seconds by rank."""
-
-    plan: Plan
-    outcomes: Sequence[Outcome]
-    problems: Sequence[Problem]
-    metrics: MetricSum
-    ranks: Mapping[str, int]
-    limbs: int
-    seconds: Mapping[int, float]
-
-    @property
-    def num_samples(self) -> int:
-        """Samples that the contributing clients trained on."""
-        return sum(outcome.num_samples for outcome in self.outcomes)
 
 
 class ServerNode:
@@ -211,7 +178,7 @@ class ServerNode:
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     reduction=plan.reduction, cohort_size=len(plan.cohort),
-                    total_samples=_planned(plan))
+                    total_samples=plan.total_samples)
         costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in plan.cohort}
         homes = {client.client_id: client.rank for client in plan.cohort if client.rank is not None}
         shares = place(costs, homes, self._hosting_ranks(), self._placement)
@@ -434,36 +401,6 @@ class ServerNode:
         return self.host.weights.layout
 
 
-def no_samples(fitted: Fitted) -> RoundError:
-    """The error for a round whose clients have no samples at all."""
-    names = ", ".join(outcome.client_id for outcome in fitted.outcomes)
-    return RoundError(f"round {fitted.plan.round}: the samples of all clients ({names}) add up to 0, so there is no "
-                      f"mean; the global weights stay as they were")
-
-
-def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["drop", "raise"]) -> None:
-    """Warn about each client that contributed nothing, and raise when too few did.
-
-    Raises Diverged for a diverged client under `on_divergence="raise"`, RoundError with fewer than `min_clients`.
-    """
-    for problem in fitted.problems:
-        logger.warning("round %d: %s %s and contributes nothing: %s", fitted.plan.round, problem.client_id, problem.kind,
-                       problem.details)
-        if problem.kind == "diverged" and on_divergence == "raise":
-            raise Diverged(problem.client_id, problem.reason)
-    if len(fitted.outcomes) < min_clients:
-        raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "
-                         f"succeeded; min_clients={min_clients}. Failed: "
-                         f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}")
-
-
-def _planned(plan: Plan) -> int:
-    """What the clients are expected to count for in all; it sets the scale of the exact sum, not its result."""
-    if plan.weighting == "uniform":
-        return max(1, len(plan.cohort))
-    return max(1, sum(client.num_samples for client in plan.cohort))
-
-
 def _with_clients(order: Fit, share: Sequence[str]) -> Fit:
     return msgspec.structs.replace(order, clients=list(share))
 
@@ -472,6 +409,3 @@ def _expect(message: Message, wanted: type[R]) -> R:
     if not isinstance(message, wanted):
         raise CommError(f"a rank answered with {type(message).__name__}; wanted {wanted.__name__}")
     return message
-
-
-__all__ = ["Fitted", "Plan", "ServerNode", "check_problems"]

@@ -13,7 +13,7 @@ from federation import ClientUpdate
 from federation.builtin import DefaultTrainer, FedAvgAggregator
 from federation.core.weights import Weights
 from federation.errors import ClientError, Diverged, RoundError, UpdateError
-from federation.node.server import Plan, check_problems
+from federation.node.round import Plan, check_problems
 from tests.node.worlds import Arrays, constant, f32, in_world, names
 
 

@@ -17,7 +17,8 @@ from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.timer import Timer
-from federation.node.server import Fitted, Plan, ServerNode, check_problems
+from federation.node.round import Fitted, Plan, check_problems
+from federation.node.server import ServerNode
 
 
 class DefaultTrainer(Trainer):
