@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,9 +154,17 @@ def test_a_job_that_hangs_is_killed_with_all_its_ranks() -> None:
         run_program(2, "hang", timeout=20)
     ranks = [int(pid) for pid in re.findall(r"process (\d+) hangs", str(caught.value))]
     assert len(ranks) == 2, str(caught.value)
-    for pid in ranks:
-        status = Path(f"/proc/{pid}/status")
-        assert not status.exists() or "(zombie)" in status.read_text()
+    deadline = time.monotonic() + 20  # a killed process may still have to be scheduled once, to die
+    while any(map(is_alive, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, ranks))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 BROKEN = {

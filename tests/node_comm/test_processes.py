@@ -265,8 +265,9 @@ async def keep_talking(transport: Transport) -> None:
     await transport.barrier()
     assert descriptors() - before < 10  # some segments wait for the next call; one a round would make 200
     assert shared_memory() == shm
-    for name in ("mpi4py", "torch"):
-        assert name not in sys.modules
+    if transport.rank:  # rank 0 is the process of the tests, which may have imported anything
+        for name in ("mpi4py", "torch"):
+            assert name not in sys.modules
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -275,8 +276,8 @@ def test_descriptors_and_shared_memory_stay_flat() -> None:
     processes.run(keep_talking, 2)  # warms up what Python itself keeps open
     before, threads = descriptors(), threading.active_count()
     processes.run(keep_talking, 3)
-    assert descriptors() <= before
-    assert threading.active_count() <= threads
+    assert descriptors() == before
+    assert threading.active_count() == threads
 
 
 class Script:
