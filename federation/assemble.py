@@ -54,18 +54,17 @@ class Parts:
         """A learner with a model of its own."""
         return self.learner(model=self.make_model(), **revealed(self.config.learner_config))
 
-    def make_host(self, transport: Transport | None = None) -> ClientHost:
-        """The clients' host of one rank; its sums live in the transport's memory."""
-        allocate = None if transport is None else _allocator(transport)
-        return ClientHost(self.make_learner() if self.data is not None else None, self.data, seed=self.config.seed,
-                          allocate=allocate)
+    def make_host(self, transport: Transport, trains: bool = True) -> ClientHost:
+        """The clients' host of one rank; its sums live in the transport's memory. One that `trains` has a learner."""
+        learner = self.make_learner() if trains and self.data is not None else None
+        return ClientHost(learner, self.data, seed=self.config.seed, allocate=_allocator(transport))
 
     def make_server(self, transport: Transport) -> ServerNode:
         """Rank 0's node."""
-        hosts = True if self.config.trainer_config.server_hosts_clients else None
-        return ServerNode(transport=transport, host=self.make_host(transport), hosts_clients=hosts, setup=setup(self.config),
-                          placement=self.config.trainer_config.placement,
-                          round_timeout=self.config.trainer_config.round_timeout)
+        config = self.config.trainer_config
+        host = self.make_host(transport, trains=config.server_hosts_clients or transport.size == 1)
+        return ServerNode(transport=transport, host=host, hosts_clients=config.server_hosts_clients, setup=setup(self.config),
+                          placement=config.placement, round_timeout=config.round_timeout)
 
     def make_client(self, transport: Transport) -> ClientNode:
         """Any other rank's node."""

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from federation.assemble import load_data
 from federation.config import Config, dump_config
-from federation.data.sampling import cohort_size_of, draw_cohort
 from federation.infra.threads import available_cores
 from federation.node.placement import place
-from federation.node.proxy import partition_client
+from federation.node.proxy import ClientTable
 from node_comm import launchers
 
 SHOWN = 8  #: clients named for each rank
@@ -23,11 +22,9 @@ def describe(config: Config, mode: str, environ: Mapping[str, str]) -> str:
     if config.data.enabled:
         data = load_data(config)
         parts.append(f"partition {data.partition.sha256()}\n{data.partition.summary(data.dataset.y_train)}")
-        size = config.trainer_config.cohort_size or cohort_size_of(config.trainer_config.fraction or 1.0,
-                                                                   config.num_clients)
-        eligible = None if data.sizes.all() else data.sizes.nonzero()[0]
-        cohort = draw_cohort(config.seed, 1, config.num_clients, size, eligible)
-        costs = {partition_client(index): float(data.sizes[index]) for index in cohort}
+        wanted = config.trainer_config
+        cohort = ClientTable(data.sizes).cohort(config.seed, 1, wanted.cohort_size, wanted.fraction)
+        costs = {client.client_id: float(client.num_samples) for client in cohort}
         shares = place(costs, {}, ranks, config.trainer_config.placement)
         parts.append(f"round 1: {len(cohort)} of {config.num_clients} clients")
         parts += [f"  rank {rank}: {_listed(share)} ({sum(costs[client] for client in share):.0f} samples)"

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from node_comm.arrays import Description
 from node_comm.errors import CommError, Disconnected, Timeout
 from node_comm.message import Codec, Failure, Heartbeat, Message
 from node_comm.transport import Received, Transport
+
+Result = TypeVar("Result")
 
 
 class Incoming(NamedTuple):
@@ -106,34 +108,21 @@ class Node:
 
     async def recv(self) -> Incoming:
         """The next message that is no reply. Raises what ended this node, once everything before it is taken."""
-        if self._inbox.empty():
-            self._check_alive()
-            waiting = asyncio.ensure_future(self._inbox.get())
-            ended = asyncio.ensure_future(self._ended.wait())
-            try:
-                await asyncio.wait({waiting, ended}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    self._check_alive()
-                return waiting.result()
-            finally:
-                for task in (waiting, ended):
-                    if not task.done():
-                        task.cancel()
-        return self._inbox.get_nowait()
+        return await self.attend(self._inbox.get()) if self._inbox.empty() else self._inbox.get_nowait()
 
-    async def attend(self, collective: Awaitable[None]) -> None:
-        """Await a collective of the transport, but no longer than this node lives: its failure ends the wait too."""
-        moving = asyncio.ensure_future(collective)
+    async def attend(self, work: Awaitable[Result]) -> Result:
+        """Await `work` (a collective, say), but no longer than this node lives: its failure ends the wait too."""
+        waiting = asyncio.ensure_future(work)
         ended = asyncio.ensure_future(self._ended.wait())
         try:
-            await asyncio.wait({moving, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not moving.done():
+            both: set[asyncio.Future[Any]] = {waiting, ended}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
                 self._check_alive()
-            await moving
+            return await waiting
         finally:
             ended.cancel()
-            if not moving.done():
-                moving.cancel()
+            waiting.cancel()
 
     def fail(self, error: BaseException) -> None:
         """End this node with `error`: every pending and later call raises it."""

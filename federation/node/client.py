@@ -34,6 +34,7 @@ from federation.node.protocol import (
     Update,
     WeightsFollow,
 )
+from federation.node.settings import NodeSettings
 from node_comm import CommError, Transport
 from node_comm.message import Failure
 from node_comm.node import Incoming, Node
@@ -56,12 +57,10 @@ class ClientNode:
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
                  host: ClientHost | None = None, setup: Mapping[str, str] | None = None) -> None:
-        config = dict(config or {})
-        self.node_id = str(config.pop("node_id", "client"))
-        self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
-        self._threads = None if host is not None else int(config.pop("threads", 1))
-        if config:
-            raise FederationError(f"ClientNode: unknown settings {sorted(config)}; known: node_id, threads, transport")
+        settings = NodeSettings.of(config, "client")
+        self.node_id = settings.node_id
+        self._mode = settings.mode
+        self._threads = settings.threads if host is None else None  # the engine fixes its threads itself
         self.host = host or ClientHost()
         self._setup = dict(setup or {})
         self._transport = transport
@@ -121,8 +120,7 @@ class ClientNode:
         self._node = Node(self._transport, MESSAGES, heartbeat=HEARTBEAT, beat_to=[SERVER])
         await self._node.start()
         records = [ClientRecord(name, _samples(learner)) for name, learner in self.host.own.items()]
-        await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, hosts_any=self.host.hosts_any,
-                                               setup=self._setup))
+        await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, setup=self._setup))
         logger.debug("%s is registered at %s", self.node_id, server_id)
 
     async def _serve(self) -> None:

@@ -48,11 +48,6 @@ class ClientHost:
         self._sum_kind: tuple[str, Layout] | None = None
         self._rows: dict[str, tuple[Weights, Mapping[str, Any]]] = {}
 
-    @property
-    def hosts_any(self) -> bool:
-        """Whether clients of the shared partition can be placed here."""
-        return self.learner is not None and self.data is not None
-
     def expect(self, layout: Layout) -> Weights:
         """The buffer that the next broadcast is to be written into; reused while the layout stays."""
         if self.weights is None or self.weights.layout != layout:

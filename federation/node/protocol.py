@@ -23,14 +23,13 @@ class ClientRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True):
-    """A rank introduces itself: its own clients, and whether it also hosts clients of the shared partition.
+    """A rank introduces itself, and the clients that it brings along.
 
     `setup` names what must agree between ranks (configuration digest, library versions).
     """
 
     node_id: str
     clients: list[ClientRecord]
-    hosts_any: bool
     setup: dict[str, str]
 
 
@@ -47,7 +46,6 @@ class Leave(Message, frozen=True):
 class WeightsFollow(Message, frozen=True):
     """A broadcast of the global weights comes next; `layout` is `Layout.to_dict`."""
 
-    version: int
     layout: dict[str, Any]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from federation.data.sampling import cohort_size_of, draw_cohort
 from federation.errors import FederationError
 
 
@@ -38,6 +39,11 @@ class ClientTable:
         if self._order:
             return self._own[self._order[index]]
         return ClientProxy(partition_client(index), int(self._sizes[index]))
+
+    def cohort(self, seed: int, round: int, cohort_size: int | None, fraction: float | None) -> list[ClientProxy]:
+        """The clients of round `round`: `cohort_size` of them, or `fraction`, or all; those without samples left out."""
+        size = cohort_size or cohort_size_of(fraction or 1.0, len(self))
+        return [self[index] for index in draw_cohort(seed, round, len(self), size, self.eligible())]
 
     def add(self, client: ClientProxy) -> None:
         """A rank brings a client of its own; its name must be new."""

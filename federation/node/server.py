@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 import node_comm
 from federation.core.metrics import MetricSum
@@ -46,6 +47,7 @@ from federation.node.protocol import (
 )
 from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Fitted, Plan, no_samples
+from federation.node.settings import NodeSettings
 from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
 from node_comm.node import Incoming, Node, RemoteFailure
@@ -53,6 +55,7 @@ from node_comm.node import Incoming, Node, RemoteFailure
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+Order = TypeVar("Order", bound=Message)
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
 
@@ -63,18 +66,16 @@ class ServerNode:
     In a program of one's own: `config` is `node_id`, `transport: {mode: memory|mpi}` and `threads` (compute
     threads of this process, 1 unless given: other numbers may round differently); `start` opens the world.
     The engine gives a connected `transport`, a `host` (its data say who is in the shared partition), whether this
-    rank `hosts_clients` itself (None: only where there is no other rank), and `setup`, which every rank's must equal.
+    rank `hosts_clients` beside the others (where there is no other it does), and `setup`, which every rank's must equal.
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
-                 host: ClientHost | None = None, hosts_clients: bool | None = None, setup: Mapping[str, str] | None = None,
+                 host: ClientHost | None = None, hosts_clients: bool = False, setup: Mapping[str, str] | None = None,
                  placement: Policy = "balanced", round_timeout: float | None = None) -> None:
-        config = dict(config or {})
-        self.node_id = str(config.pop("node_id", "server"))
-        self._mode = dict(config.pop("transport", None) or {}).get("mode", "memory")
-        self._threads = None if host is not None else int(config.pop("threads", 1))
-        if config:
-            raise FederationError(f"ServerNode: unknown settings {sorted(config)}; known: node_id, threads, transport")
+        settings = NodeSettings.of(config, "server")
+        self.node_id = settings.node_id
+        self._mode = settings.mode
+        self._threads = settings.threads if host is None else None  # the engine fixes its threads itself
         self.host = host or ClientHost()
         self.clients = ClientTable(self.host.data.sizes if self.host.data is not None else None)
         self.round_timeout = round_timeout
@@ -84,10 +85,9 @@ class ServerNode:
         self._transport = transport
         self._node: Node | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._ranks: dict[int, bool] = {}  # registered rank -> whether clients of the partition can be placed there
+        self._ranks: list[int] = []  # those that have registered, sorted
         self._changed = asyncio.Event()
         self._costs = Costs()
-        self._version = 0
         self._round = 0
 
     @property
@@ -136,7 +136,7 @@ class ServerNode:
                 raise RoundError(f"not enough clients after {timeout:g} s: {state}")
             try:
                 async with asyncio.timeout(left):
-                    await self.node.attend(self._wait_for_change())
+                    await self.node.attend(self._changed.wait())
             except TimeoutError:
                 logger.info("waiting for clients: %s", state)
         idle = len(self._hosting_ranks()) - len(self.clients)
@@ -155,16 +155,12 @@ class ServerNode:
         must not change before the next broadcast.
         """
         if not isinstance(weights, Weights):
-            known, given = self.host.weights, weights
-            weights = Weights.of(given) if known is None else Weights.zeros(known.layout)
-            weights.copy_from(given, who="broadcast_weights")
-        self._version += 1
+            weights = self._named(weights)
         self.host.weights = weights
         if self._ranks:
             self.node.transport.seal()
-            notice = WeightsFollow(version=self._version, layout=weights.layout.to_dict())
             async with asyncio.timeout(self.round_timeout):
-                await self._tell(lambda rank: notice)
+                await self._tell(WeightsFollow(layout=weights.layout.to_dict()))
                 await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
 
     async def fit(self, plan: Plan) -> Fitted:
@@ -179,12 +175,12 @@ class ServerNode:
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     reduction=plan.reduction, cohort_size=len(plan.cohort),
                     total_samples=plan.total_samples)
-        costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in plan.cohort}
-        homes = {client.client_id: client.rank for client in plan.cohort if client.rank is not None}
-        shares = place(costs, homes, self._hosting_ranks(), self._placement)
-        reports: dict[int, FitReport] = await self._everyone(
-            FitReport, lambda rank: _with_clients(order, shares.get(rank, [])),
-            lambda share: compute(self.host.fit, _with_clients(order, share)), shares.get(0, []), plan.round)
+        shares = self._shares(plan.cohort)
+
+        def order_of(rank: int) -> Fit:
+            return msgspec.structs.replace(order, clients=shares.get(rank, []))
+
+        reports = await self._everyone(FitReport, order_of, self.host.fit, plan.round)
         return self._fitted(plan, shares, reports)
 
     async def mean(self, fitted: Fitted, out: Weights) -> None:
@@ -195,8 +191,7 @@ class ServerNode:
         total = self.host.sum
         total.ensure_limbs(fitted.limbs)
         async with asyncio.timeout(self.round_timeout):
-            collect = Collect(round=fitted.plan.round, limbs=fitted.limbs)
-            await self._tell(lambda rank: collect)
+            await self._tell(Collect(round=fitted.plan.round, limbs=fitted.limbs))
             if self._ranks:
                 for limb in total.limbs:
                     await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
@@ -230,15 +225,12 @@ class ServerNode:
         ranks = self._hosting_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
-        costs = {client.client_id: float(client.num_samples) for client in clients}
-        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        own = place(costs, homes, ranks, self._placement)
+        own = self._shares(clients)
 
-        def order(rank: int) -> Evaluate:
+        def order_of(rank: int) -> Evaluate:
             return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []))
 
-        reports: dict[int, EvaluateReport] = await self._everyone(
-            EvaluateReport, order, lambda _: compute(self.host.evaluate, order(0)), own.get(0, []), round)
+        reports = await self._everyone(EvaluateReport, order_of, self.host.evaluate, round)
         over_shards, over_clients = MetricSum(), MetricSum()
         for report in reports.values():
             over_shards.merge(MetricSum.from_dict(report.shards))
@@ -254,9 +246,6 @@ class ServerNode:
             raise ValueError(f"collect_results: no method {method!r}; clients answer to 'fit' and 'evaluate'")
         if method == "fit":
             self._round += 1
-        costs = {client.client_id: float(client.num_samples) for client in clients}
-        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        shares = place(costs, homes, self._hosting_ranks(), self._placement)
         results: dict[str, TrainResult | EvalResult] = {}
 
         async def ask(rank: int, share: list[str]) -> None:
@@ -267,7 +256,7 @@ class ServerNode:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for rank, share in shares.items():
+                for rank, share in self._shares(clients).items():
                     group.create_task(ask(rank, share))
         except* FederationError as errors:
             raise errors.exceptions[0] from errors
@@ -290,17 +279,23 @@ class ServerNode:
             return EvalResult(result.num_samples, result.metrics)
         return TrainResult(weights, result.num_samples, result.metrics)
 
-    async def _everyone(self, reply: type[R], order: Callable[[int], Message],
-                        here: Callable[[list[str]], Awaitable[R]], share: list[str], round: int) -> dict[int, R]:
+    def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
+        """Which hosting rank does which of these clients."""
+        costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
+        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
+        return place(costs, homes, self._hosting_ranks(), self._placement)
+
+    async def _everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
+                        round: int) -> dict[int, R]:
         """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank."""
         reports: dict[int, R] = {}
 
         async def ask(rank: int) -> None:
-            answer, _ = await self.node.request(rank, order(rank))
+            answer, _ = await self.node.request(rank, order_of(rank))
             reports[rank] = _expect(answer, reply)
 
         async def work() -> None:
-            reports[0] = await here(share)
+            reports[0] = await compute(here, order_of(0))
 
         def silent() -> str:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
@@ -324,8 +319,8 @@ class ServerNode:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))
 
-    async def _tell(self, message: Callable[[int], Message]) -> None:
-        await asyncio.gather(*(self.node.send(rank, message(rank)) for rank in self._ranks))
+    async def _tell(self, message: Message) -> None:
+        await asyncio.gather(*(self.node.send(rank, message) for rank in self._ranks))
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         for report in reports.values():
@@ -354,7 +349,7 @@ class ServerNode:
                     case Hello() as hello:
                         await self._register(node, incoming, hello)
                     case Leave():
-                        self._ranks.pop(incoming.source, None)
+                        self._ranks = [rank for rank in self._ranks if rank != incoming.source]
                         self.clients.remove_rank(incoming.source)
                     case Failure(reason=reason, traceback=traceback):
                         raise RemoteFailure(f"rank {incoming.source}: {reason}\n{traceback}")
@@ -375,13 +370,9 @@ class ServerNode:
         except FederationError as error:
             await node.reply(incoming, Failure(reason=str(error)))
             raise
-        self._ranks[incoming.source] = hello.hosts_any
-        self._ranks = dict(sorted(self._ranks.items()))
+        self._ranks = sorted({*self._ranks, incoming.source})
         await node.reply(incoming, Welcome(server_id=self.node_id))
         self._changed.set()
-
-    async def _wait_for_change(self) -> None:
-        await self._changed.wait()
 
     def _missing_ranks(self) -> list[int]:
         return [rank for rank in range(1, self.node.transport.size) if rank not in self._ranks]
@@ -391,18 +382,20 @@ class ServerNode:
 
     def _hosting_ranks(self) -> list[int]:
         """Ranks that clients can be placed on; rank 0 only where asked for, or where there is no other."""
-        others = list(self._ranks)
-        here = self._hosts_clients if self._hosts_clients is not None else not others
-        return [0, *others] if here or not others else others
+        return [0, *self._ranks] if self._hosts_clients or not self._ranks else self._ranks
+
+    def _named(self, arrays: Sequence[np.ndarray]) -> Weights:
+        """A plain sequence as Weights, under the names that earlier weights had."""
+        if self.host.weights is None:
+            return Weights.of(arrays)
+        weights = Weights.zeros(self.host.weights.layout)
+        weights.copy_from(arrays, who="broadcast_weights")
+        return weights
 
     def _layout(self) -> Layout:
         if self.host.weights is None:
             raise FederationError("no weights yet: broadcast_weights comes before fit and evaluate")
         return self.host.weights.layout
-
-
-def _with_clients(order: Fit, share: Sequence[str]) -> Fit:
-    return msgspec.structs.replace(order, clients=list(share))
 
 
 def _expect(message: Message, wanted: type[R]) -> R:

@@ -11,7 +11,6 @@ from federation.core.model import Model
 from federation.core.trainer import Trainer
 from federation.core.types import ClientUpdate
 from federation.core.weights import Weights
-from federation.data.sampling import cohort_size_of, draw_cohort
 from federation.errors import RoundError
 from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
@@ -73,9 +72,7 @@ class DefaultTrainer(Trainer):
 
     def plan(self, number: int) -> Plan:
         """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""
-        clients = self.server.clients
-        size = self.config.cohort_size or cohort_size_of(self.config.fraction or 1.0, len(clients))
-        cohort = [clients[index] for index in draw_cohort(self.seed, number, len(clients), size, clients.eligible())]
+        cohort = self.server.clients.cohort(self.seed, number, self.config.cohort_size, self.config.fraction)
         aggregator = self.aggregator
         weighting = aggregator.weighting if isinstance(aggregator, MeanAggregator) else "samples"
         return Plan(number, cohort, self._fit_config, aggregator.needs, weighting, self.reduction)
@@ -125,7 +122,8 @@ class DefaultTrainer(Trainer):
 
     def _seconds(self, fitted: Fitted) -> dict[str, float]:
         """Seconds by phase on this rank, and the longest and the mean fit over the ranks that trained."""
-        trained = [seconds for rank, seconds in fitted.seconds.items() if rank in fitted.ranks.values()]
+        ranks = set(fitted.ranks.values())
+        trained = [seconds for rank, seconds in fitted.seconds.items() if rank in ranks]
         return {**self.timer.take(), "fit_max": max(trained), "fit_mean": sum(trained) / len(trained)}
 
     def snapshot(self) -> Snapshot:
