@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import ml_dtypes
@@ -34,12 +34,16 @@ class Layout:
     num_values: elements of all arrays, without padding.
     value_slices: for each array, its elements in an accumulator vector, starting on a multiple of 8 elements.
     num_slots: the length of such a vector, a multiple of 8.
+    buffers: names of the arrays that are no parameters but follow from the data (BatchNorm's statistics and counters):
+    they are averaged, and no optimiser, distance or penalty takes them in. Layouts that differ in nothing else are equal.
     """
 
-    __slots__ = ("_hash", "dtypes", "names", "nbytes", "num_slots", "num_values", "offsets", "shapes", "value_slices")
+    __slots__ = ("_hash", "buffers", "dtypes", "names", "nbytes", "num_slots", "num_values", "offsets", "shapes",
+                 "value_slices")
 
-    def __init__(self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtypes: Sequence[npt.DTypeLike]) -> None:
-        """Raises UpdateError, naming the parameter, for a duplicate name or an unsupported dtype."""
+    def __init__(self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtypes: Sequence[npt.DTypeLike],
+                 buffers: Collection[str] = ()) -> None:
+        """Raises UpdateError, naming the parameter, for a duplicate name, an unsupported dtype, or an unknown buffer."""
         self.names = tuple(names)
         self.shapes = tuple(tuple(int(length) for length in shape) for shape in shapes)
         for name, shape in zip(self.names, self.shapes, strict=True):
@@ -52,6 +56,9 @@ class Layout:
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise UpdateError(f"parameters with the same name: {', '.join(twice)}")
+        self.buffers = frozenset(buffers)
+        if unknown := sorted(self.buffers.difference(self.names)):
+            raise UpdateError(f"buffers that are no arrays of the model: {', '.join(unknown)}")
         sizes = [math.prod(shape) for shape in self.shapes]
         offsets, offset = [], 0
         slices, slot = [], 0
@@ -84,6 +91,7 @@ class Layout:
             "names": list(self.names),
             "shapes": [list(shape) for shape in self.shapes],
             "dtypes": [dtype.name for dtype in self.dtypes],
+            "buffers": sorted(self.buffers),
         }
 
     @classmethod
@@ -94,7 +102,30 @@ class Layout:
             if dtype not in _SUPPORTED:
                 raise UpdateError(_unsupported(name, dtype))
             dtypes.append(_SUPPORTED[dtype])
-        return cls(description["names"], description["shapes"], dtypes)
+        return cls(description["names"], description["shapes"], dtypes, description.get("buffers", ()))
+
+    @property
+    def parameters(self) -> tuple[int, ...]:
+        """The indices of the arrays that are parameters: of floating point, and no buffers."""
+        return tuple(index for index, (name, dtype) in enumerate(zip(self.names, self.dtypes, strict=True))
+                     if name not in self.buffers and (dtype.kind == "f" or dtype == kernels.BFLOAT16))
+
+    def head(self, count: int) -> Layout:
+        """The layout of the first `count` arrays."""
+        return self._slice(slice(0, count))
+
+    def tail(self, count: int) -> Layout:
+        """The layout of what comes after the first `count` arrays."""
+        return self._slice(slice(count, None))
+
+    def _slice(self, chosen: slice) -> Layout:
+        names = self.names[chosen]
+        return Layout(names, self.shapes[chosen], self.dtypes[chosen], self.buffers.intersection(names))
+
+    def followed_by(self, other: Layout) -> Layout:
+        """The arrays of this layout, then those of `other`; UpdateError for a name that both have."""
+        return Layout(self.names + other.names, self.shapes + other.shapes, self.dtypes + other.dtypes,
+                      self.buffers | other.buffers)
 
     def conform(self, arrays: Arrays, who: str) -> list[np.ndarray]:
         """The arrays that `who` gives, in the order of this layout, checked; nothing is copied, cast or broadcast.
@@ -241,6 +272,16 @@ class Weights(Sequence[np.ndarray]):
         copied = Weights.zeros(self.layout)
         np.copyto(copied.buffer, self.buffer)
         return copied
+
+    def head(self, count: int) -> Weights:
+        """The first `count` arrays, in the same memory."""
+        layout = self.layout.head(count)
+        return Weights(layout, self.buffer[: layout.nbytes], self.borrowed)
+
+    def tail(self, count: int) -> Weights:
+        """What comes after the first `count` arrays, in the same memory."""
+        layout = self.layout.tail(count)
+        return Weights(layout, self.buffer[self.layout.nbytes - layout.nbytes :], self.borrowed)
 
     __copy__ = copy
 
