@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import numpy as np
 
 from federation.core.model import Model
 from federation.core.random import stream, stream_seed
 from federation.core.types import EvalResult, TrainResult, WeightsLike
+from federation.core.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,20 @@ class Learner(ABC):
 
     A rank makes one learner and uses it for all its clients in turn: `bind` (data and context), `set_weights`
     (the round's global weights), then `fit` or `evaluate`. So what a learner keeps on itself belongs to the rank,
-    not to a client, and must not change results.
+    not to a client, and must not change results. What belongs to a client goes out with `TrainResult.state` and comes
+    back, wherever the client trains next, as `client_state`.
+
+    client_state: what the present client kept the last time, by name; read-only, empty at first.
+    shared: the arrays that the aggregator shares beside the model (SCAFFOLD's control variate, say), read-only; None
+    where it shares none.
+    implements: names of the learners that aggregators ask for which this one can stand in for.
 
     Settings are named, typed keyword arguments of the constructor, filled from `learner_config`.
     """
+
+    implements: ClassVar[tuple[str, ...]] = ()
+    client_state: Mapping[str, np.ndarray] = MappingProxyType({})
+    shared: Weights | None = None
 
     def __init__(self, model: Model | None = None, data: Any = None) -> None:
         self.model = model
@@ -66,6 +78,13 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
         """Evaluate the present weights on the present client's evaluation data."""
+
+    def personal_weights(self, weights: Weights) -> WeightsLike | None:
+        """The present client's own model, where it has one beside the global `weights` (read-only); None: it has none.
+
+        Evaluated on the client's data beside the global model. Ditto, for one, keeps such a model in its state.
+        """
+        return None
 
     def _model(self) -> Model:
         if self.model is None:

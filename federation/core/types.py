@@ -22,11 +22,17 @@ class TrainResult:
     learner's model (`Weights.borrowed`): who keeps them beyond the learner's next use copies them.
     `num_samples` is the number of samples trained on, the client's weight in the average.
     `metrics` are means over those samples.
+    `shared` are the client's values of the arrays that the aggregator shares beside the model (see
+    `Aggregator.shared`), None where it shares none.
+    `state` is what the client keeps for the next time that it trains, as named arrays (see `Learner.client_state`); it
+    replaces what it kept before. None: it keeps what it has.
     """
 
     weights: WeightsLike
     num_samples: int
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    shared: WeightsLike | None = None
+    state: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

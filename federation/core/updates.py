@@ -9,8 +9,10 @@ held which, or on how ranks are combined. With
     s   61 - log2(B),
 
 a client with n samples adds ``rint((w - start) * n * 2**s / C)`` and the mean is ``start + sum * C / 2**s / N``, where
-N is the sum of n. One 64-bit integer takes differences up to about B; an array of an update that goes beyond is written
-with further integers ("limbs", radix 2**40), which only the rounds that need them allocate and reduce.
+N is the sum of n. Rules that count clients otherwise put a real number of their own in the place of n, and another in
+the place of n below N (see Contribution); buffers keep n. One 64-bit integer takes differences up to about B; an array
+of an update that goes beyond is written with further integers ("limbs", radix 2**40), which only the rounds that need
+them allocate and reduce.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -38,17 +40,29 @@ MAX_LIMBS = 5
 MAX_START = 2.0**900
 
 
+class Contribution(NamedTuple):
+    """What one client counts in a mean: the result is ``start + sum(weight * (w - start)) / sum(divisor)``.
+
+    Both are finite; the weight may have any sign, divisors add up to more than 0. The weighted mean of McMahan et al.
+    2017 has ``weight = divisor = num_samples``.
+    """
+
+    weight: float
+    divisor: float
+
+
 class UpdateSum(ABC):
     """The weighted sum of one rank's updates in one round.
 
     limbs: the vectors to be reduced over ranks by summation, each `layout.num_slots` long; they belong to this object.
-    num_samples, count: sum of the samples and number of the updates added. Where the limbs are replaced by a sum over
-    ranks, the caller sets `num_samples` to the sum over ranks too.
+    num_samples, divisor: sums of what the updates count for, for buffers and for all else; count: number of updates.
+    Where the limbs are replaced by a sum over ranks, the caller sets both to the sums over ranks too.
     """
 
     layout: Layout
     limbs: list[np.ndarray]
     num_samples: int
+    divisor: float
     count: int
 
     def __init__(self, layout: Layout, start: Weights, total_samples: int, cohort_size: int,
@@ -80,26 +94,32 @@ class UpdateSum(ABC):
         self._peaks = [_peak_of_start(name, array) for name, array in start.items()]
         self._log2_c = _log2_ceil(self._total_samples)
         self.num_samples = 0
+        self.divisor = 0.0
         self.count = 0
         self._begin()
 
-    def add(self, client_id: str, weights: Arrays, num_samples: int) -> None:
+    def add(self, client_id: str, weights: Arrays, num_samples: int, contribution: Contribution | None = None) -> None:
         """Add the update of `client_id`: its `weights` after training, counted `num_samples` times.
 
-        For a plain mean every client counts once: give 1.
+        For a plain mean every client counts once: give 1. `contribution` replaces `num_samples` for all but buffers.
         Weights are read during the call only. They may have any memory order, byte order and width of float.
         All or nothing: where it raises, the sum is as it was.
         Raises Diverged where a value is NaN or infinite; UpdateError where names, shapes, dtypes, values or
         `num_samples` do not fit the model, or more than `cohort_size` updates are added.
         """
         count = check_num_samples(client_id, num_samples)
+        weight, divisor = contribution or Contribution(count, count)
+        if not (math.isfinite(weight) and math.isfinite(divisor)):
+            raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be finite")
         given = self.layout.conform(weights, client_id)
         if self.count >= self._cohort_size:
             raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
         for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):
             check_range(array, dtype, f"{client_id}: parameter {name!r}")
-        self._add(client_id, given, count)
+        shares = [float(count if name in self.layout.buffers else weight) for name in self.layout.names]
+        self._add(client_id, given, shares)
         self.num_samples += count
+        self.divisor += divisor
         self.count += 1
 
     def mean_into(self, out: Weights) -> None:
@@ -111,7 +131,13 @@ class UpdateSum(ABC):
             raise ValueError(f"the sum is for {self.layout}, but the mean would go into {out.layout}")
         if self.num_samples == 0:
             raise RoundError(f"the total number of samples is 0 ({self.count} updates were added): there is no mean")
+        if not self.divisor > 0:
+            raise RoundError(f"what the updates are divided by adds up to {self.divisor}: there is no mean")
         self._mean_into(out)
+
+    def _divisor_of(self, index: int) -> float:
+        """What the sum of one array is divided by."""
+        return float(self.num_samples) if self.layout.names[index] in self.layout.buffers else self.divisor
 
     @abstractmethod
     def ensure_limbs(self, count: int) -> None:
@@ -122,8 +148,8 @@ class UpdateSum(ABC):
         """Set the limbs to zero for a new round."""
 
     @abstractmethod
-    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
-        """Add checked arrays, or raise with the sum as it was."""
+    def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
+        """Add checked arrays, each counted `shares` times, or raise with the sum as it was."""
 
     @abstractmethod
     def _mean_into(self, out: Weights) -> None:
@@ -157,20 +183,20 @@ class ExactSum(UpdateSum):
                            for peak, dtype in zip(self._peaks, self.layout.dtypes, strict=True)]
         self._limit = kernels.LIMB_LIMIT / 2.0 ** _log2_ceil(self._cohort_size)
 
-    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
+    def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
         undo: list[Callable[[], object]] = []
         try:
             for index, array in enumerate(given):
-                self._add_array(client_id, index, array, count, undo)
+                self._add_array(client_id, index, array, shares[index], undo)
         except UpdateError:
             for take_back in undo:
                 take_back()
             raise
 
-    def _add_array(self, client_id: str, index: int, array: np.ndarray, count: int,
+    def _add_array(self, client_id: str, index: int, array: np.ndarray, share: float,
                    undo: list[Callable[[], object]]) -> None:
         values, start = _comparable(array, self._start[index])
-        factor = math.ldexp(count, self._exponents[index] - self._log2_c)
+        factor = math.ldexp(share, self._exponents[index] - self._log2_c)
         first = self._parts(index, 1)[0]
         found = kernels.accumulate(first, values, start, factor, self._limit)
 
@@ -199,7 +225,7 @@ class ExactSum(UpdateSum):
     def _mean_into(self, out: Weights) -> None:
         for index, (target, start) in enumerate(zip(out, self._start, strict=True)):
             scale = math.ldexp(1.0, self._log2_c - self._exponents[index])
-            kernels.finish(target, start, self._parts(index, len(self.limbs)), scale, float(self.num_samples))
+            kernels.finish(target, start, self._parts(index, len(self.limbs)), scale, self._divisor_of(index))
 
     def _parts(self, index: int, count: int) -> list[np.ndarray]:
         """The slices of the first `count` limbs that belong to one array."""
@@ -210,7 +236,7 @@ class ExactSum(UpdateSum):
 class FloatSum(UpdateSum):
     """The sum in floating point: half the bytes in float32, and a result that may differ in the last bits.
 
-    One vector of ``n / C * w``, for integers of ``n / C * (w - start)``, so that counters stay precise.
+    One vector of ``n / C * (w - start)``.
     """
 
     def __init__(self, layout: Layout, start: Weights, total_samples: int, cohort_size: int,
@@ -232,30 +258,29 @@ class FloatSum(UpdateSum):
         else:
             self._use_one_more(self._dtype)
 
-    def _add(self, client_id: str, given: list[np.ndarray], count: int) -> None:
+    def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
         arrays = [plain(array) for array in given]
         for name, array in zip(self.layout.names, arrays, strict=True):
             if not kernels.all_finite(array):
                 raise Diverged(client_id, name)
             check_range(array, self._dtype, f"{client_id}: parameter {name!r}")
-        share = math.ldexp(count, -self._log2_c)
         for index, array in enumerate(arrays):
-            elements = array.reshape(-1)
-            if self.layout.dtypes[index].kind in "iu":
-                elements = np.subtract(elements, self._start[index].reshape(-1), dtype=np.float64)
-            kernels.axpy(self._part(index), elements, share)
+            difference = np.subtract(array.reshape(-1), self._start[index].reshape(-1), dtype=np.float64)
+            kernels.axpy(self._part(index), difference, math.ldexp(shares[index], -self._log2_c))
 
     def _mean_into(self, out: Weights) -> None:
         for index, (array, begun) in enumerate(zip(out, self._start, strict=True)):
             target, start = array.reshape(-1), begun.reshape(-1)
-            mean = self._part(index).astype(np.float64) * math.ldexp(1.0, self._log2_c) / self.num_samples
+            mean = self._part(index).astype(np.float64) * math.ldexp(1.0, self._log2_c) / self._divisor_of(index)
             if target.dtype.kind in "iu":
                 rounded = np.clip(np.rint(mean), -(2.0**62), 2.0**62).astype(np.int64)
                 kernels.finish(target, start, [rounded], 1.0, 1.0)
-            elif target.dtype.kind == "b":
-                np.greater(mean, 0.5, out=target)
             else:
-                np.copyto(target, mean, casting="unsafe")
+                mean += start
+                if target.dtype.kind == "b":
+                    np.greater(mean, 0.5, out=target)
+                else:
+                    np.copyto(target, mean, casting="unsafe")
 
     def _part(self, index: int) -> np.ndarray:
         """The slice of the vector that belongs to one array."""

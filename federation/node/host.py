@@ -75,6 +75,7 @@ class ClientHost:
             try:
                 check_num_samples(client_id, result.num_samples)
                 count = result.num_samples if order.weighting == "samples" else 1
+                divisor = float(count)
                 if total is None:
                     self._rows[client_id] = self._row(client_id, result)
                 else:
@@ -86,7 +87,7 @@ class ClientHost:
                 refused = str(error)
                 break
             metrics.add(result.metrics, result.num_samples)
-            outcomes.append(Outcome(client_id, result.num_samples, time.perf_counter() - started))
+            outcomes.append(Outcome(client_id, result.num_samples, time.perf_counter() - started, divisor))
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
                          seconds=time.perf_counter() - began)

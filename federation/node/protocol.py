@@ -66,11 +66,12 @@ class Fit(Message, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """A client that has contributed."""
+    """A client that has contributed. `divisor` is its part of what the sum is divided by, see Contribution."""
 
     client_id: str
     num_samples: int
     seconds: float
+    divisor: float
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True):

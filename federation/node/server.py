@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -196,6 +197,7 @@ class ServerNode:
                 for limb in total.limbs:
                     await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
         total.num_samples = fitted.num_samples if fitted.plan.weighting == "samples" else len(fitted.outcomes)
+        total.divisor = math.fsum(outcome.divisor for outcome in fitted.outcomes)
         if total.num_samples == 0:
             raise no_samples(fitted)
         await compute(total.mean_into, out)

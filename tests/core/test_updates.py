@@ -48,6 +48,7 @@ def reduced(parts: list[UpdateSum]) -> UpdateSum:
         for other in others:
             limb += other
     root.num_samples = sum(part.num_samples for part in parts)
+    root.divisor = sum(part.divisor for part in parts)
     return root
 
 

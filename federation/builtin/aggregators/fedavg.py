@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import final
 
-from federation.core.aggregator import MeanAggregator
+from federation.core.aggregator import MeanAggregator, RoundStats, Weighting
 from federation.core.weights import Weights
 
 
@@ -16,8 +16,8 @@ class FedAvgAggregator(MeanAggregator):
     Integer arrays, such as BatchNorm's counters, become the rounded weighted mean.
     """
 
-    def __init__(self, weighting: Literal["samples", "uniform"] = "samples") -> None:
+    def __init__(self, weighting: Weighting = "samples") -> None:
         self.weighting = weighting
 
-    def step(self, start: Weights, mean: Weights) -> None:
+    def step(self, start: Weights, mean: Weights, stats: RoundStats) -> None:
         """The mean is the result."""

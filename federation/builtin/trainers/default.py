@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from federation.config import TrainerConfig, trainer_config
-from federation.core.aggregator import Aggregator, MeanAggregator
+from federation.core.aggregator import Aggregator, MeanAggregator, RoundStats
 from federation.core.model import Model
 from federation.core.trainer import Trainer
 from federation.core.types import ClientUpdate
@@ -59,7 +59,7 @@ class DefaultTrainer(Trainer):
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
             with self.timer.phase("step"):
-                self.commit(number, gathered)
+                self.commit(number, gathered, self.stats(fitted))
             with self.timer.phase("broadcast"):
                 await self.broadcast_weights(self.weights)
             with self.timer.phase("evaluate"):
@@ -84,11 +84,16 @@ class DefaultTrainer(Trainer):
             return self._spare
         return await self.server.updates(fitted)
 
-    def commit(self, number: int, gathered: Weights | list[ClientUpdate]) -> None:
+    def stats(self, fitted: Fitted) -> RoundStats:
+        """What the aggregator may know of the round."""
+        return RoundStats(fitted.plan.round, len(self.server.clients), len(fitted.outcomes), fitted.num_samples,
+                          fitted.metrics.means())
+
+    def commit(self, number: int, gathered: Weights | list[ClientUpdate], stats: RoundStats) -> None:
         """Turn what was gathered into the new global weights. No await in here: a round commits whole or not at all."""
         if isinstance(gathered, Weights):
             assert isinstance(self.aggregator, MeanAggregator)
-            self.aggregator.step(self.weights, gathered)
+            self.aggregator.step(self.weights, gathered, stats)
         else:
             self._spare.copy_from(self.aggregator.aggregate(gathered, self.weights.read_only()), who="the aggregator")
             if not self._spare.all_finite():
