@@ -57,7 +57,12 @@ class Parts:
     def make_host(self, transport: Transport, trains: bool = True) -> ClientHost:
         """The clients' host of one rank; its sums live in the transport's memory. One that `trains` has a learner."""
         learner = self.make_learner() if trains and self.data is not None else None
-        return ClientHost(learner, self.data, seed=self.config.seed, allocate=_allocator(transport))
+        return ClientHost(learner, self.data, seed=self.config.seed, allocate=_allocator(transport),
+                          aggregator=self.make_aggregator(), local_parameters=self.config.trainer_config.local_parameters)
+
+    def make_aggregator(self) -> Aggregator:
+        """An aggregator: the server's, or one that weighs updates on another rank."""
+        return self.aggregator(**revealed(self.config.aggregator_config))
 
     def make_server(self, transport: Transport) -> ServerNode:
         """Rank 0's node."""
@@ -77,7 +82,7 @@ class Parts:
                                     "on_divergence": self.config.on_divergence, "recorder": recorder}
         wanted = inspect.signature(self.trainer).parameters
         return self.trainer(server=server, model=self.make_model(),
-                            aggregator=self.aggregator(**revealed(self.config.aggregator_config)),
+                            aggregator=self.make_aggregator(),
                             config=self.config.trainer_config,
                             **{name: service for name, service in services.items() if name in wanted})
 

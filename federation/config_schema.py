@@ -56,6 +56,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
     evaluate: Annotated[Literal["server", "clients", "both", "none"],
                         Meta(extra=OUTSIDE, description="Where the global model is evaluated: on the server's test "
                              "data, on the clients' (needs `data.client_test_fraction`), on both, or not.")] = "server"
+    local_parameters: Annotated[list[str], Meta(description="Names of the model's arrays, or patterns such as `bn*` and "
+                                                "`output.*`, that stay with each client (FedBN, FedPer).")] = []
     server_hosts_clients: Annotated[bool, Meta(extra=OUTSIDE, description="Let rank 0 train clients as well. It "
                                                "always does where it is alone.")] = False
     placement: Annotated[Literal["balanced", "last_rank"],

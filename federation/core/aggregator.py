@@ -102,9 +102,9 @@ class MeanAggregator(Aggregator):
         """What `update`, which started from `start`, counts in the mean. Called where the client trained.
 
         Pure, and of these arguments alone, so that every rank would say the same. `update.weights` are borrowed.
-        Buffers are always averaged by `weighting`.
+        Not asked for clients without samples. Buffers are always averaged by `weighting`.
         """
-        count = update.num_samples if self.weighting == "samples" else 1
+        count = count_of(self.weighting, update.num_samples)
         return Contribution(count, count)
 
     @property
@@ -127,11 +127,12 @@ class MeanAggregator(Aggregator):
         """
         self.check_updates(len(updates), "aggregate")
         start = _start_of(updates, global_model)
-        counts = [update.num_samples if self.weighting == "samples" else 1 for update in updates]
+        counts = [count_of(self.weighting, update.num_samples) for update in updates]
         total = ExactSum(start.layout, start, total_samples=max(1, sum(counts)), cohort_size=len(updates))
         metrics = MetricSum()
         for update, count in zip(updates, counts, strict=True):
-            total.add(update.client_id, update.weights, count, self.weigh(update, start))
+            contribution = self.weigh(update, start) if count else Contribution(0, 0)
+            total.add(update.client_id, update.weights, count, contribution)
             metrics.add(update.metrics, update.num_samples)
         mean = Weights.zeros(start.layout)
         total.mean_into(mean)
@@ -150,12 +151,21 @@ class MatrixAggregator(Aggregator):
         """Write the new global weights into `out`, from the rows of `matrix` (at least `min_updates`)."""
 
     def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> Weights:
-        """The same step on updates at hand, to the same bits. Without `global_model`, differences are from zero."""
+        """The same step on updates at hand, to the same bits. Without `global_model`, differences are from zero.
+
+        Clients that have trained on nothing are left out.
+        """
+        updates = [update for update in updates if update.num_samples]
         self.check_updates(len(updates), "aggregate")
         start = _start_of(updates, global_model)
         out = Weights.zeros(start.layout)
         run_here(self.step(LocalMatrix(updates, start), out))
         return out
+
+
+def count_of(weighting: Weighting, num_samples: int) -> int:
+    """How often a client counts; one that has trained on nothing never does."""
+    return num_samples if weighting == "samples" else min(1, num_samples)
 
 
 def _start_of(updates: Sequence[ClientUpdate], global_model: WeightsLike | None) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,25 @@ class Recorder:
         if self.progress is not None:
             self.progress.update(row)
 
-    def checkpoint(self, number: int, snapshot: Callable[[], Snapshot], *, last: bool = False) -> None:
-        """Save a checkpoint of round `number`, just recorded, if one is due; it is written in the background."""
-        if self.checkpoints is not None and (last or self.checkpoints.due(number)):
-            self.checkpoints.save(self._complete(snapshot()), metric=self.last.get("accuracy"))
+    def is_due(self, number: int, *, last: bool = False) -> bool:
+        """Whether round `number` ends with a checkpoint."""
+        return self.checkpoints is not None and (last or self.checkpoints.due(number))
 
-    def checkpoint_now(self, snapshot: Snapshot) -> Path | None:
-        """Write `snapshot` before this returns, for a run that is about to end; the path, None without checkpoints."""
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Save `snapshot`, of the round just recorded; it is written in the background."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(self._complete(snapshot), metric=self.last.get("accuracy"))
+
+    def checkpoint_now(self, snapshot: Snapshot | None) -> Path | None:
+        """Write `snapshot` before this returns, for a run that is about to end; its path, None without checkpoints.
+
+        Where there is no snapshot, the newest checkpoint stands, once what is being written is on the disk.
+        """
         if self.checkpoints is None:
             return None
+        if snapshot is None:
+            latest = self.checkpoints.latest()
+            return None if latest is None else latest[0]
         return self.checkpoints.save_now(self._complete(snapshot), metric=self.last.get("accuracy"))
 
     def resume_from(self, number: int, row: Mapping[str, Any]) -> None:

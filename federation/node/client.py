@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import node_comm
+from federation.core.aggregator import Aggregator
 from federation.core.learner import Learner
 from federation.core.types import TrainResult
 from federation.core.weights import Layout
@@ -18,16 +19,24 @@ from federation.errors import ClientError, FederationError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost
+from federation.node.matrix import take_part_in_columnwise, take_part_in_gram
 from federation.node.protocol import (
     MESSAGES,
     Call,
     ClientRecord,
+    ClientState,
     Collect,
+    Columnwise,
+    Combine,
     Evaluate,
+    FetchState,
     FetchUpdate,
     Fit,
+    Gram,
     Hello,
     Leave,
+    Move,
+    Moved,
     Problem,
     Result,
     Shutdown,
@@ -68,12 +77,16 @@ class ClientNode:
         self._serving: asyncio.Task[None] | None = None
         self._awaited = False
 
-    def bind(self, learner: Learner, client_id: str | None = None) -> None:
-        """Let `learner` be the client `client_id` (by default this node's name), with the data that it holds."""
+    def bind(self, learner: Learner, client_id: str | None = None, aggregator: Aggregator | None = None) -> None:
+        """Let `learner` be the client `client_id` (by default this node's name), with the data that it holds.
+
+        An aggregator that weighs updates by a rule of its own (FedNova, q-FedAvg, clipping) does so here: give the same.
+        """
         name = client_id or self.node_id
         if name in self.host.own:
             raise FederationError(f"{self.node_id} already has a client {name!r}: pass another client_id")
         self.host.own[name] = learner
+        self.host.aggregator = aggregator or self.host.aggregator
 
     async def start(self) -> None:
         """Fix the compute threads of this process, so that results do not depend on the machine."""
@@ -140,8 +153,9 @@ class ClientNode:
         node, host = self._node, self.host
         assert node is not None
         match incoming.message:
-            case WeightsFollow(layout=layout):
-                weights = host.expect(Layout.from_dict(layout))
+            case WeightsFollow(layout=layout, num_model=num_model):
+                host.states.commit()
+                weights = host.expect(Layout.from_dict(layout), num_model)
                 await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
             case Fit() as order:
                 await node.reply(incoming, await compute(host.fit, order))
@@ -152,6 +166,19 @@ class ClientNode:
             case FetchUpdate(client_id=client_id):
                 weights, metrics = host.row(client_id)
                 await node.reply(incoming, Update(metrics=plain(metrics)), weights.buffer)
+            case Columnwise() as order:
+                await take_part_in_columnwise(node, host, order)
+            case Gram() as order:
+                await take_part_in_gram(node, host, order)
+            case Combine() as order:
+                await node.reply(incoming, await compute(host.combine, order))
+            case Move() as order:
+                return await self._move(incoming, order)
+            case FetchState(client_id=client_id):
+                state = host.states.whole(client_id)
+                await node.reply(incoming, ClientState(client_id=client_id, layout=state.layout.to_dict()), state.buffer)
+            case ClientState() as state:
+                host.states.receive(incoming, state)
             case Evaluate() as order:
                 await node.reply(incoming, await compute(host.evaluate, order))
             case Call(client_id=client_id, method=method, config=config, round=round):
@@ -164,6 +191,20 @@ class ClientNode:
                 raise CommError(f"{type(other).__name__} is not for a client's rank")
         return True
 
+    async def _move(self, incoming: Incoming, order: Move) -> bool:
+        """Give and take clients' states; false where the run ends meanwhile."""
+        assert self._node is not None
+        sending = asyncio.ensure_future(self.host.states.send(self._node, order.give))
+        try:
+            while any(client_id not in self.host.states for client_id in order.take):
+                if not await self._obey(await self._node.recv()):
+                    return False
+            await self._node.attend(sending)
+        finally:
+            sending.cancel()
+        await self._node.reply(incoming, Moved())
+        return True
+
     async def _call(self, incoming: Incoming, client_id: str, method: str, config: Mapping[str, Any],
                     round: int) -> None:
         assert self._node is not None
@@ -174,8 +215,9 @@ class ClientNode:
             await self._node.reply(incoming, Result(problem=problem))
             return
         buffer = result.weights.buffer if isinstance(result, TrainResult) else None  # type: ignore[union-attr]
-        await self._node.reply(incoming, Result(num_samples=int(result.num_samples), metrics=plain(result.metrics)),
-                               buffer)
+        reply = Result(num_samples=int(result.num_samples), metrics=plain(result.metrics),
+                       keeps=client_id in self.host.states)
+        await self._node.reply(incoming, reply, buffer)
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:

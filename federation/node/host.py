@@ -8,54 +8,77 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from federation import kernels
+from federation.core.aggregator import Aggregator, MeanAggregator, count_of
 from federation.core.learner import Context, Learner
+from federation.core.matrix import checked_row, combination
 from federation.core.metrics import MetricSum
-from federation.core.types import EvalResult, TrainResult
-from federation.core.updates import UpdateSum, check_num_samples, make_sum
+from federation.core.personal import LocalParameters
+from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
+from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
 from federation.core.weights import Layout, Weights
 from federation.data.manager import DataManager
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
-from federation.node.protocol import Evaluate, EvaluateReport, Fit, FitReport, Outcome, Problem
+from federation.node.client_state import ClientStates
+from federation.node.protocol import Combine, Combined, Evaluate, EvaluateReport, Fit, FitReport, Outcome, Problem
 from federation.node.proxy import partition_index
 
 Allocate = Callable[[int], np.ndarray]
 
 
 class ClientHost:
-    """Trains and evaluates clients, from the weights in `weights`.
+    """Trains and evaluates clients, from the global weights of the last broadcast.
 
     With `learner` and `data` it can host any client of the shared partition; `own` holds learners of clients that
-    live here with their own data. `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say).
+    live here with their own data. `states` are those of the clients that live here at present. `aggregator` weighs
+    updates, where it has a rule of its own for that; arrays that match `local_parameters` stay with their clients.
+    `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say).
     """
 
     def __init__(self, learner: Learner | None = None, data: DataManager | None = None, *, seed: int = 0,
-                 allocate: Allocate | None = None) -> None:
+                 allocate: Allocate | None = None, aggregator: Aggregator | None = None,
+                 local_parameters: Sequence[str] = ()) -> None:
         self.learner = learner
         self.data = data
         self.own: dict[str, Learner] = {}
+        self.states = ClientStates()
+        self.aggregator = aggregator
         self.weights: Weights | None = None
         self.stopping = threading.Event()
+        self._model: Weights | None = None
+        self._shared: Weights | None = None
+        self._local: LocalParameters | None = None
+        self._local_patterns = tuple(local_parameters)
         self._seed = seed
         self._allocate = allocate
         self._sum: UpdateSum | None = None
         self._sum_kind: tuple[str, Layout] | None = None
         self._rows: dict[str, tuple[Weights, Mapping[str, Any]]] = {}
 
-    def expect(self, layout: Layout) -> Weights:
+    def expect(self, layout: Layout, num_model: int) -> Weights:
         """The buffer that the next broadcast is to be written into; reused while the layout stays."""
-        if self.weights is None or self.weights.layout != layout:
-            self.weights = Weights.zeros(layout)
-        return self.weights
+        weights = self.weights
+        if weights is None or weights.layout != layout:
+            weights = Weights.zeros(layout)
+        self.start_from(weights, num_model)
+        return weights
+
+    def start_from(self, weights: Weights, num_model: int) -> None:
+        """Take `weights` (borrowed) for the global ones: `num_model` arrays of the model, then what is shared beside it."""
+        if self._local is None or weights is not self.weights:
+            shares = len(weights) > num_model
+            self._model = (weights.head(num_model) if shares else weights).read_only()
+            self._shared = weights.tail(num_model).read_only() if shares else None
+            self._local = LocalParameters(self._local_patterns, self._model.layout)
+        self.weights = weights
 
     def fit(self, order: Fit) -> FitReport:
-        """Train the clients of `order`, adding up (needs "mean") or keeping (needs "rows") their updates.
+        """Train the clients of `order`, adding up (needs "mean") or keeping their updates.
 
         A client whose code raises, or whose update is not finite, contributes nothing and is reported. An update
         that does not fit the model is a fault of the program: the rest is left, and the report says so.
@@ -73,13 +96,7 @@ class ClientHost:
                 problems.append(_problem(client_id, "failed", error))
                 continue
             try:
-                check_num_samples(client_id, result.num_samples)
-                count = result.num_samples if order.weighting == "samples" else 1
-                divisor = float(count)
-                if total is None:
-                    self._rows[client_id] = self._row(client_id, result)
-                else:
-                    total.add(client_id, result.weights, count)
+                divisor = self._take(client_id, result, order, total)
             except Diverged as error:
                 problems.append(_problem(client_id, "diverged", error))
                 continue
@@ -87,10 +104,21 @@ class ClientHost:
                 refused = str(error)
                 break
             metrics.add(result.metrics, result.num_samples)
-            outcomes.append(Outcome(client_id, result.num_samples, time.perf_counter() - started, divisor))
+            seconds = time.perf_counter() - started
+            outcomes.append(Outcome(client_id, result.num_samples, seconds, divisor, self._keep(client_id, result)))
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
                          seconds=time.perf_counter() - began)
+
+    @property
+    def layout(self) -> Layout:
+        """That of the weights of the last broadcast."""
+        return self._start().layout
+
+    @property
+    def model_layout(self) -> Layout:
+        """That of the model's part of them."""
+        return self._start_model().layout
 
     @property
     def sum(self) -> UpdateSum:
@@ -99,18 +127,26 @@ class ClientHost:
         return self._sum
 
     def row(self, client_id: str) -> tuple[Weights, Mapping[str, Any]]:
-        """The update (owned here, until the next fit) and metrics of one client of the last `fit` with needs "rows"."""
+        """The update (owned here, until the next fit) and metrics of one client of the last `fit` that kept rows."""
         return self._rows[client_id]
+
+    def combine(self, order: Combine) -> Combined:
+        """Add up rows of the last `fit`, times coefficients, into `sum`."""
+        total = combination(self._start(), len(order.coefficients), self._allocate)
+        for client_id, coefficient in order.coefficients.items():
+            total.add(client_id, self._rows[client_id][0], 1, Contribution(coefficient, 0.0))
+        self._sum, self._sum_kind = total, None
+        return Combined(limbs=len(total.limbs))
 
     def evaluate(self, order: Evaluate) -> EvaluateReport:
         """Evaluate shards of the test set (an error there is the program's, and raised) and clients (reported)."""
         began = time.perf_counter()
-        shards, clients, problems = MetricSum(), MetricSum(), []
+        shards, clients, personal, problems = MetricSum(), MetricSum(), MetricSum(), []
         if order.shards:
             learner, data = self.learner, self.data
             assert learner is not None, "the server gives shards to ranks with a learner"
             assert data is not None, "the server gives shards to ranks with data"
-            learner.set_weights(self._start())
+            learner.set_weights(self._start_model())
             for shard in order.shards:
                 learner.bind(data.test_shard(shard), Context("server", order.round, self._seed))
                 result = _checked(learner.evaluate({"round": order.round}), EvalResult)
@@ -119,14 +155,24 @@ class ClientHost:
             if self.stopping.is_set():
                 break
             try:
-                with self._turn(client_id, order.round) as learner:
-                    result = _checked(learner.evaluate({"round": order.round}), EvalResult)
+                self._evaluate_one(client_id, order.round, clients, personal)
             except Exception as error:
                 problems.append(_problem(client_id, "failed", error))
-            else:
-                clients.add(result.metrics, result.num_samples)
-        return EvaluateReport(shards=shards.to_dict(), clients=clients.to_dict(), problems=problems,
-                              seconds=time.perf_counter() - began)
+        return EvaluateReport(shards=shards.to_dict(), clients=clients.to_dict(), personal=personal.to_dict(),
+                              problems=problems, seconds=time.perf_counter() - began)
+
+    def _evaluate_one(self, client_id: str, round: int, clients: MetricSum, personal: MetricSum) -> None:
+        """Evaluate the global model on one client's data, and the client's own model, where it has one."""
+        start = self._start_model()
+        with self._turn(client_id, round) as learner:
+            learner.set_weights(start)
+            result = _checked(learner.evaluate({"round": round}), EvalResult)
+            own = self._personal_start(client_id) if self._local else learner.personal_weights(start)
+            if own is not None:
+                learner.set_weights(own)
+                mine = _checked(learner.evaluate({"round": round}), EvalResult)
+                personal.add(mine.metrics, mine.num_samples)
+        clients.add(result.metrics, result.num_samples)
 
     def call(self, client_id: str, method: str, config: Mapping[str, Any], round: int) -> TrainResult | EvalResult:
         """Call `fit` or `evaluate` of one client's learner; a TrainResult owns its weights, in the layout's order.
@@ -136,17 +182,21 @@ class ClientHost:
         try:
             if method == "evaluate":
                 with self._turn(client_id, round) as learner:
+                    learner.set_weights(self._personal_start(client_id))
                     return _checked(learner.evaluate(dict(config)), EvalResult)
             result = self._fit_one(client_id, round, config, note_round=False)
         except Exception as error:
             raise ClientError(client_id, "".join(traceback.format_exception(error))) from error
-        weights = Weights.zeros(self._start().layout)
+        weights = Weights.zeros(self._start_model().layout)
         weights.copy_from(result.weights, who=client_id)
+        if self._keep(client_id, result):
+            self.states.commit()
         return TrainResult(weights, result.num_samples, result.metrics)
 
     def _begin(self, order: Fit) -> UpdateSum | None:
         self._rows.clear()
-        if order.needs == "rows":
+        self.states.forget_proposals()
+        if order.needs != "mean":
             return None
         start = self._start()
         kind = (order.reduction, start.layout)
@@ -160,31 +210,83 @@ class ClientHost:
 
     def _fit_one(self, client_id: str, round: int, config: Mapping[str, Any], note_round: bool = True) -> TrainResult:
         with self._turn(client_id, round) as learner:
+            learner.set_weights(self._personal_start(client_id))
             settings = {**config, "round": round} if note_round else dict(config)
             return _checked(learner.fit(settings), TrainResult)
 
+    def _take(self, client_id: str, result: TrainResult, order: Fit, total: UpdateSum | None) -> float:
+        """Keep the row of `result`, or add it to `total`; returns what it counts for in the divisor."""
+        check_num_samples(client_id, result.num_samples)
+        arrays = self._contributed(client_id, result)
+        start = self._start()
+        count = count_of(order.weighting, result.num_samples)
+        if total is None:
+            self._rows[client_id] = checked_row(client_id, arrays, start), result.metrics
+            return float(count)
+        contribution = Contribution(count, count)
+        if order.weighs and count:
+            if not isinstance(self.aggregator, MeanAggregator):
+                raise UpdateError(f"{client_id}: the server's aggregator weighs updates by a rule of its own, which this "
+                                  "rank does not have: give its ClientNode the same aggregator")
+            update = ClientUpdate(client_id, arrays, result.num_samples, result.metrics)
+            contribution = self.aggregator.weigh(update, start)
+        total.add(client_id, arrays, count, contribution)
+        return float(contribution.divisor)
+
+    def _contributed(self, client_id: str, result: TrainResult) -> WeightsLike:
+        """The arrays of `result` that others see: those of the model, then those shared beside it, in order."""
+        assert self._model is not None
+        if not self._local and self._shared is None:
+            return result.weights
+        arrays = self._model.layout.conform(result.weights, client_id)
+        if self._local:
+            for index in self._local.indices:
+                arrays[index] = self._model[index]
+        if self._shared is not None:
+            if result.shared is None:
+                raise UpdateError(f"{client_id}: the aggregator shares arrays beside the model, but the learner's result "
+                                  f"has none (TrainResult.shared): use the learner that goes with the aggregator")
+            arrays += self._shared.layout.conform(result.shared, client_id)
+        return arrays
+
+    def _keep(self, client_id: str, result: TrainResult) -> bool:
+        """Propose the client's new state, if it has one; whether it has."""
+        state = result.state
+        if self._local:
+            assert self._model is not None
+            trained = self._model.layout.conform(result.weights, client_id)
+            state = {**(state or self.states.of(client_id)), **self._local.kept(trained)}
+        if state is None:
+            return False
+        self.states.propose(client_id, state)
+        return True
+
     @contextmanager
     def _turn(self, client_id: str, round: int) -> Iterator[Learner]:
-        """The learner, turned to `client_id` and set to the global weights."""
-        learner = self.own.get(client_id)
+        """The learner, turned to `client_id`: its data, its state, and what is shared."""
+        learner = self.own.get(client_id, self.learner)
         context = Context(client_id, round, self._seed)
-        if learner is not None:
+        if client_id in self.own:
+            assert learner is not None
             learner.bind(learner.data, context)
+        elif learner is None or self.data is None:
+            raise FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
         else:
-            if self.learner is None or self.data is None:
-                raise FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
-            learner = self.learner
             learner.bind(self.data.client(partition_index(client_id)), context)
-        learner.set_weights(self._start())
+        self._start()
+        learner.client_state = self.states.of(client_id)
+        learner.shared = self._shared
         yield learner
 
-    def _row(self, client_id: str, result: TrainResult) -> tuple[Weights, Mapping[str, Any]]:
-        weights = Weights.zeros(self._start().layout)
-        weights.copy_from(result.weights, who=client_id)
-        for name, array in weights.items():
-            if not kernels.all_finite(array):
-                raise Diverged(client_id, name)
-        return weights, result.metrics
+    def _personal_start(self, client_id: str) -> Weights:
+        """What `client_id` starts from: the global model, with its own values where it has local ones."""
+        model = self._start_model()
+        return self._local.personal(model, self.states.of(client_id)) if self._local else model
+
+    def _start_model(self) -> Weights:
+        self._start()
+        assert self._model is not None
+        return self._model
 
     def _start(self) -> Weights:
         if self.weights is None:

@@ -31,11 +31,12 @@ class Costs:
         return num_samples * (self._seconds / self._samples if self._samples else 1.0)
 
 
-def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[int],
-          policy: Policy = "balanced") -> dict[int, list[str]]:
+def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[int], policy: Policy = "balanced",
+          preferred: Mapping[str, int] | None = None) -> dict[int, list[str]]:
     """Share the clients of `costs` among `ranks`: longest first, each onto the least loaded rank (Graham 1969).
 
-    A client in `homes` goes to its own rank whatever the load. Every rank has an entry, empty where it idles.
+    A client in `homes` goes to its own rank whatever the load. One in `preferred`, whose state is on that rank already,
+    goes there as long as the rank stays within an equal share of the whole cost. Every rank has an entry, empty where it idles.
     The policy `last_rank` is the worst case, for tests: all clients on the last rank, shortest first.
     """
     shares: dict[int, list[str]] = {rank: [] for rank in ranks}
@@ -51,6 +52,17 @@ def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[
     if policy == "last_rank":
         shares[ranks[-1]].extend(reversed(free))
         return shares
+    if preferred:
+        share = sum(costs.values()) / len(ranks)
+        moving = []
+        for client_id in free:
+            rank = preferred.get(client_id, -1)
+            if rank in load and load[rank] + costs[client_id] <= share:
+                shares[rank].append(client_id)
+                load[rank] += costs[client_id]
+            else:
+                moving.append(client_id)
+        free = moving
     heap = [(seconds, rank) for rank, seconds in load.items()]
     heapq.heapify(heap)
     for client_id in free:

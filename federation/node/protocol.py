@@ -1,8 +1,10 @@
 """What the server's rank and the other ranks say to each other.
 
 A round, seen from a rank: `WeightsFollow` and a broadcast; `Fit`, answered with a `FitReport`; `Collect` and one
-reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted); `Evaluate`, answered
-with an `EvaluateReport`. `Call` runs one client's learner for a trainer of the user's own.
+reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted; or `Columnwise`, `Gram` and
+`Combine`, each followed by its collectives, for rules that work on all rows); `Evaluate`, answered with an
+`EvaluateReport`. Before `Fit` and `Evaluate`, `Move` brings clients that keep state to the rank where they are wanted.
+`Call` runs one client's learner for a trainer of the user's own.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from federation.core.aggregator import Needs
+from federation.core.aggregator import Needs, Weighting
+from federation.core.columns import Kernel
 from node_comm.message import Message
 
 
@@ -44,34 +47,44 @@ class Leave(Message, frozen=True):
 
 
 class WeightsFollow(Message, frozen=True):
-    """A broadcast of the global weights comes next; `layout` is `Layout.to_dict`."""
+    """A broadcast of the global weights comes next; what clients proposed to keep is theirs now.
+
+    `layout` is `Layout.to_dict`; its first `num_model` arrays are the model's, the others are shared beside it.
+    """
 
     layout: dict[str, Any]
+    num_model: int
 
 
 class Fit(Message, frozen=True):
     """Train these clients, in this order, from the weights of the last broadcast.
 
-    `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum.
+    `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
+    that the aggregator weighs each update by a rule of its own.
     """
 
     round: int
     clients: list[str]
     config: dict[str, Any]
     needs: Needs
-    weighting: Literal["samples", "uniform"]
+    weighting: Weighting
+    weighs: bool
     reduction: Literal["exact", "float32", "float64"]
     total_samples: int
     cohort_size: int
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
-    """A client that has contributed. `divisor` is its part of what the sum is divided by, see Contribution."""
+    """A client that has contributed.
+
+    `divisor` is its part of what the sum is divided by, see Contribution; `keeps` says that it keeps state.
+    """
 
     client_id: str
     num_samples: int
     seconds: float
     divisor: float
+    keeps: bool
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True):
@@ -118,6 +131,57 @@ class Update(Message, frozen=True):
     metrics: dict[str, Any]
 
 
+class Columnwise(Message, frozen=True):
+    """Transpose the rows of these clients, which are on these ranks, and send what `kernel` makes of each column."""
+
+    kernel: Kernel
+    clients: list[str]
+    ranks: list[int]
+
+
+class Gram(Message, frozen=True):
+    """Transpose the rows of these clients, which are on these ranks, and add up their inner products."""
+
+    clients: list[str]
+    ranks: list[int]
+
+
+class Combine(Message, frozen=True):
+    """Add up your rows of these clients, times these coefficients, for the `Collect` that follows."""
+
+    coefficients: dict[str, float]
+
+
+class Combined(Message, frozen=True):
+    """The number of words in that sum."""
+
+    limbs: int
+
+
+class Move(Message, frozen=True):
+    """Send the state of clients to other ranks, and wait for that of those in `take`; then answer with `Moved`."""
+
+    give: dict[str, int]
+    take: list[str]
+
+
+class Moved(Message, frozen=True):
+    """The clients of `Move` are where they are wanted."""
+
+
+class ClientState(Message, frozen=True):
+    """What a client keeps; the arrays travel beside it, as one buffer of this layout (`Layout.to_dict`)."""
+
+    client_id: str
+    layout: dict[str, Any]
+
+
+class FetchState(Message, frozen=True):
+    """Send a copy of what a client keeps, as a `ClientState`."""
+
+    client_id: str
+
+
 class Evaluate(Message, frozen=True):
     """Evaluate the weights of the last broadcast on these shards of the test set and on these clients' data."""
 
@@ -127,10 +191,12 @@ class Evaluate(Message, frozen=True):
 
 
 class EvaluateReport(Message, frozen=True):
-    """Exact sums of the metrics (`MetricSum.to_dict`): over the shards, and over the clients."""
+    """Exact sums of the metrics (`MetricSum.to_dict`): over the shards, over the clients, and over the clients again
+    with their own models, where they have some."""
 
     shards: dict[str, Any]
     clients: dict[str, Any]
+    personal: dict[str, Any]
     problems: list[Problem]
     seconds: float
 
@@ -145,9 +211,11 @@ class Call(Message, frozen=True):
 
 
 class Result(Message, frozen=True):
-    """What the call returned; the weights of a fit travel beside it. `problem` where the client's code raised."""
+    """What the call returned; the weights of a fit travel beside it. `problem` where the client's code raised; `keeps`
+    says that the client keeps state."""
 
     num_samples: int = 0
+    keeps: bool = False
     metrics: dict[str, Any] = msgspec.field(default_factory=dict)
     problem: Problem | None = None
 
@@ -158,5 +226,5 @@ class Shutdown(Message, frozen=True):
     reason: str
 
 
-MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchUpdate, Update, Evaluate,
-            EvaluateReport, Call, Result, Shutdown)
+MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchUpdate, Update, Columnwise, Gram,
+            Combine, Combined, Move, Moved, ClientState, FetchState, Evaluate, EvaluateReport, Call, Result, Shutdown)

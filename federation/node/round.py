@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from federation.core.aggregator import Needs
+from federation.core.aggregator import Needs, Weighting
 from federation.core.metrics import MetricSum
 from federation.errors import Diverged, RoundError
 from federation.node.protocol import Outcome, Problem
@@ -24,7 +24,8 @@ class Plan:
     cohort: Sequence[ClientProxy]
     config: Mapping[str, Any] = field(default_factory=dict)
     needs: Needs = "mean"
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Weighting = "samples"
+    weighs: bool = False
     reduction: Literal["exact", "float32", "float64"] = "exact"
 
     @property
@@ -46,6 +47,11 @@ class Fitted:
     ranks: Mapping[str, int]
     limbs: int
     seconds: Mapping[int, float]
+
+    @property
+    def contributing(self) -> list[str]:
+        """The clients that have trained on something."""
+        return [outcome.client_id for outcome in self.outcomes if outcome.num_samples]
 
     @property
     def num_samples(self) -> int:

@@ -4,7 +4,8 @@ It knows nothing of rounds as a whole; a trainer puts these verbs in order:
 
     await server.broadcast_weights(weights)        one broadcast
     fitted = await server.fit(plan)                one order to each rank, one report back
-    mean = await server.mean(fitted)               one reduction    (or: updates = await server.updates(fitted))
+    await server.mean(fitted, out)                 one reduction    (or: updates = await server.updates(fitted), or the
+                                                   verbs of a DistributedMatrix(server, fitted))
     await server.evaluate(round, ...)
 """
 
@@ -14,15 +15,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 
 import node_comm
+from federation.core.aggregator import count_of
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
+from federation.core.updates import UpdateSum
 from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
@@ -32,14 +36,18 @@ from federation.node.placement import Costs, Policy, place
 from federation.node.protocol import (
     MESSAGES,
     Call,
+    ClientState,
     Collect,
     Evaluate,
     EvaluateReport,
+    FetchState,
     FetchUpdate,
     Fit,
     FitReport,
     Hello,
     Leave,
+    Move,
+    Moved,
     Result,
     Shutdown,
     Update,
@@ -59,6 +67,14 @@ R = TypeVar("R")
 Order = TypeVar("Order", bound=Message)
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
+
+
+class Evaluated(NamedTuple):
+    """Exact sums of metrics: over the shards of the test set, over clients, and over clients with their own models."""
+
+    shards: MetricSum
+    clients: MetricSum
+    personal: MetricSum
 
 
 class ServerNode:
@@ -90,6 +106,10 @@ class ServerNode:
         self._changed = asyncio.Event()
         self._costs = Costs()
         self._round = 0
+        self._state_ranks: dict[str, int] = {}  # where clients live that keep state
+        self._state_copies: dict[str, Weights] = {}  # copies of those that live elsewhere, as of the last checkpoint
+        self._state_changed: set[str] = set()  # whose copy is old, or missing
+        self._state_proposed: dict[str, int] = {}  # where clients want to keep new state, once the round commits
 
     @property
     def node(self) -> Node:
@@ -149,19 +169,26 @@ class ServerNode:
         """All clients, in the table's order."""
         return [self.clients[index] for index in range(len(self.clients))]
 
-    async def broadcast_weights(self, weights: WeightsLike) -> None:
+    async def broadcast_weights(self, weights: WeightsLike, num_model: int | None = None) -> None:
         """Give `weights` to every rank, in one broadcast: what clients start from until the next one.
 
+        The first `num_model` arrays (all, unless given) are the model's; the others are shared beside it. What clients
+        proposed to keep in the last round becomes their state.
         `weights` are borrowed when they are a Weights: this rank's own clients read them where they are, so they
         must not change before the next broadcast.
         """
         if not isinstance(weights, Weights):
             weights = self._named(weights)
-        self.host.weights = weights
+        num_model = len(weights) if num_model is None else num_model
+        self.host.states.commit()
+        self._state_ranks |= self._state_proposed
+        self._state_changed.update(self._state_proposed)
+        self._state_proposed = {}
+        self.host.start_from(weights, num_model)
         if self._ranks:
             self.node.transport.seal()
-            async with asyncio.timeout(self.round_timeout):
-                await self._tell(WeightsFollow(layout=weights.layout.to_dict()))
+            async with self.deadline(self._round, "the broadcast of the weights"):
+                await self.tell(WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model))
                 await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
 
     async def fit(self, plan: Plan) -> Fitted:
@@ -170,18 +197,17 @@ class ServerNode:
         Client failures are in the result. Raises UpdateError for an update that does not fit the model, RoundError
         when ranks take longer than `round_timeout`, RemoteFailure when a rank raised.
         """
-        if plan.needs == "matrix":
-            raise FederationError("needs='matrix' is reserved: the distributed matrix does not exist yet; use 'rows'")
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
-                    reduction=plan.reduction, cohort_size=len(plan.cohort),
+                    weighs=plan.weighs, reduction=plan.reduction, cohort_size=len(plan.cohort),
                     total_samples=plan.total_samples)
         shares = self._shares(plan.cohort)
 
         def order_of(rank: int) -> Fit:
             return msgspec.structs.replace(order, clients=shares.get(rank, []))
 
-        reports = await self._everyone(FitReport, order_of, self.host.fit, plan.round)
+        await self._bring_states(shares)
+        reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round)
         return self._fitted(plan, shares, reports)
 
     async def mean(self, fitted: Fitted, out: Weights) -> None:
@@ -189,14 +215,8 @@ class ServerNode:
 
         RoundError when the samples of all clients add up to zero.
         """
-        total = self.host.sum
-        total.ensure_limbs(fitted.limbs)
-        async with asyncio.timeout(self.round_timeout):
-            await self._tell(Collect(round=fitted.plan.round, limbs=fitted.limbs))
-            if self._ranks:
-                for limb in total.limbs:
-                    await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
-        total.num_samples = fitted.num_samples if fitted.plan.weighting == "samples" else len(fitted.outcomes)
+        total = await self.reduced(Collect(round=fitted.plan.round, limbs=fitted.limbs))
+        total.num_samples = sum(count_of(fitted.plan.weighting, outcome.num_samples) for outcome in fitted.outcomes)
         total.divisor = math.fsum(outcome.divisor for outcome in fitted.outcomes)
         if total.num_samples == 0:
             raise no_samples(fitted)
@@ -204,26 +224,16 @@ class ServerNode:
 
     async def updates(self, fitted: Fitted) -> list[ClientUpdate]:
         """Bring the rows to this rank, one at a time, in the order of the cohort; they are the caller's."""
-        layout = self._layout()
         updates = []
         for outcome in fitted.outcomes:
-            rank = fitted.ranks[outcome.client_id]
-            if rank == 0:
-                weights, metrics = self.host.row(outcome.client_id)
-            else:
-                weights = Weights.zeros(layout)
-                fetch = FetchUpdate(round=fitted.plan.round, client_id=outcome.client_id)
-                answer, _ = await self.node.request(rank, fetch, into=weights.buffer, timeout=self.round_timeout)
-                metrics = _expect(answer, Update).metrics
+            weights = Weights.zeros(self.weights.layout)
+            fetch = FetchUpdate(round=fitted.plan.round, client_id=outcome.client_id)
+            metrics = await self.fetch_row(fetch, fitted.ranks[outcome.client_id], weights)
             updates.append(ClientUpdate(outcome.client_id, weights, outcome.num_samples, metrics))
         return updates
 
-    async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = (),
-                       ) -> tuple[MetricSum, MetricSum, Mapping[int, float]]:
-        """Evaluate the last broadcast: `num_shards` shards of the test set and these clients, shared among ranks.
-
-        Returns exact sums over the shards and over the clients, and seconds by rank.
-        """
+    async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = ()) -> Evaluated:
+        """Evaluate the last broadcast: `num_shards` shards of the test set and these clients, shared among ranks."""
         ranks = self._hosting_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
@@ -232,14 +242,16 @@ class ServerNode:
         def order_of(rank: int) -> Evaluate:
             return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []))
 
-        reports = await self._everyone(EvaluateReport, order_of, self.host.evaluate, round)
-        over_shards, over_clients = MetricSum(), MetricSum()
+        await self._bring_states(own)
+        reports = await self.everyone(EvaluateReport, order_of, self.host.evaluate, round)
+        found = Evaluated(MetricSum(), MetricSum(), MetricSum())
         for report in reports.values():
-            over_shards.merge(MetricSum.from_dict(report.shards))
-            over_clients.merge(MetricSum.from_dict(report.clients))
+            found.shards.merge(MetricSum.from_dict(report.shards))
+            found.clients.merge(MetricSum.from_dict(report.clients))
+            found.personal.merge(MetricSum.from_dict(report.personal))
             for problem in report.problems:
                 logger.warning("%s failed to evaluate in round %d:\n%s", problem.client_id, round, problem.details)
-        return over_shards, over_clients, {rank: report.seconds for rank, report in reports.items()}
+        return found
 
     async def collect_results(self, clients: Sequence[ClientProxy], method: str,
                               config: Mapping[str, Any] | None = None) -> list[TrainResult | EvalResult]:
@@ -256,9 +268,11 @@ class ServerNode:
                             round=self._round)
                 results[client_id] = await self._call(rank, call)
 
+        shares = self._shares(clients)
+        await self._bring_states(shares)
         try:
             async with asyncio.TaskGroup() as group:
-                for rank, share in self._shares(clients).items():
+                for rank, share in shares.items():
                     group.create_task(ask(rank, share))
         except* FederationError as errors:
             raise errors.exceptions[0] from errors
@@ -266,28 +280,134 @@ class ServerNode:
             raise errors.exceptions[0] from errors
         return [results[client.client_id] for client in clients]
 
+    async def client_states(self) -> dict[str, Weights]:
+        """What every client keeps, as of the last broadcast, for a checkpoint: by client, borrowed.
+
+        Costs one message for each client that has changed since the last call and lives on another rank; the copies
+        stay here, O(clients that keep state).
+        """
+        for client_id in sorted(self._state_changed):
+            if self._state_ranks[client_id] != 0:
+                fetch = FetchState(client_id=client_id)
+                answer, buffer = await self.node.request(self._state_ranks[client_id], fetch, timeout=self.round_timeout)
+                state = Weights.zeros(Layout.from_dict(_expect(answer, ClientState).layout))
+                if buffer is not None:
+                    np.copyto(state.buffer, buffer)
+                self._state_copies[client_id] = state
+        self._state_changed.clear()
+        return {client_id: self.host.states.whole(client_id) if rank == 0 else self._state_copies[client_id]
+                for client_id, rank in sorted(self._state_ranks.items())}
+
+    @property
+    def states_here(self) -> dict[str, Weights] | None:
+        """What every client keeps, where all that keep something live on this rank; None where a rank must be asked."""
+        if any(self._state_ranks.values()):
+            return None
+        return {client_id: self.host.states.whole(client_id) for client_id in sorted(self._state_ranks)}
+
+    def adopt_states(self, states: Mapping[str, Weights]) -> None:
+        """Take on what `client_states` returned in an earlier life; clients move on from here when they are wanted."""
+        for client_id, state in states.items():
+            self.host.states.put(client_id, state)
+            self._state_ranks[client_id] = 0
+            self._state_copies[client_id] = state
+
+    # -- what a matrix of updates uses --------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of the last broadcast."""
+        if self.host.weights is None:
+            raise FederationError("no weights yet: broadcast_weights comes before fit and evaluate")
+        return self.host.weights
+
+    @property
+    def ranks(self) -> list[int]:
+        """This rank, and all that have registered."""
+        return [0, *self._ranks]
+
+    async def reduced(self, order: Collect) -> UpdateSum:
+        """Bring the ranks' sums together in this rank's, one reduction for each word."""
+        total = self.host.sum
+        total.ensure_limbs(order.limbs)
+        async with self.deadline(order.round, "the reduction of the updates"):
+            await self.tell(order)
+            if self._ranks:
+                for limb in total.limbs:
+                    await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
+        return total
+
+    async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
+        """Copy one client's update from `rank` into `out`; returns its metrics."""
+        if rank == 0:
+            weights, metrics = self.host.row(fetch.client_id)
+            out.copy_from(weights)
+            return metrics
+        answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.round_timeout)
+        return _expect(answer, Update).metrics
+
+    async def tell(self, message: Message) -> None:
+        """Send `message` to every other rank."""
+        await asyncio.gather(*(self.node.send(rank, message) for rank in self._ranks))
+
+    @asynccontextmanager
+    async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
+        """Give the block `round_timeout` seconds; RoundError naming `what` after that."""
+        try:
+            async with asyncio.timeout(self.round_timeout):
+                yield
+        except TimeoutError:
+            raise RoundError(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+
     # -- how it is done ------------------------------------------------------------------------------------------
+
+    async def _bring_states(self, shares: Mapping[int, Sequence[str]]) -> None:
+        """Have the clients that keep state moved to where they are placed."""
+        give: dict[int, dict[str, int]] = {}
+        take: dict[int, list[str]] = {}
+        for rank, share in shares.items():
+            for client_id in share:
+                home = self._state_ranks.get(client_id, rank)
+                if home != rank:
+                    give.setdefault(home, {})[client_id] = rank
+                    take.setdefault(rank, []).append(client_id)
+                    self._state_ranks[client_id] = rank
+        if not give:
+            return
+        async with self.deadline(self._round, "moving clients' states"), asyncio.TaskGroup() as group:
+            for rank in sorted({*give, *take} - {0}):
+                group.create_task(self._move(rank, Move(give=give.get(rank, {}), take=take.get(rank, []))))
+            group.create_task(self.host.states.send(self.node, give.get(0, {})))
+            group.create_task(self.host.states.wait_for(self.node, take.get(0, [])))
 
     async def _call(self, rank: int, call: Call) -> TrainResult | EvalResult:
         if rank == 0:
-            return await compute(self.host.call, call.client_id, call.method, call.config, call.round)
-        weights = Weights.zeros(self._layout()) if call.method == "fit" else None
+            result = await compute(self.host.call, call.client_id, call.method, call.config, call.round)
+            self._note_state(call.client_id, 0, call.client_id in self.host.states)
+            return result
+        weights = Weights.zeros(self.host.model_layout) if call.method == "fit" else None
         into = None if weights is None else weights.buffer
         answer, _ = await self.node.request(rank, call, into=into, timeout=self.round_timeout)
-        result = _expect(answer, Result)
-        if result.problem is not None:
-            raise ClientError(call.client_id, result.problem.details)
+        reply = _expect(answer, Result)
+        if reply.problem is not None:
+            raise ClientError(call.client_id, reply.problem.details)
+        self._note_state(call.client_id, rank, reply.keeps)
         if weights is None:
-            return EvalResult(result.num_samples, result.metrics)
-        return TrainResult(weights, result.num_samples, result.metrics)
+            return EvalResult(reply.num_samples, reply.metrics)
+        return TrainResult(weights, reply.num_samples, reply.metrics)
+
+    def _note_state(self, client_id: str, rank: int, keeps: bool) -> None:
+        if keeps:
+            self._state_ranks[client_id] = rank
+            self._state_changed.add(client_id)
 
     def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
         """Which hosting rank does which of these clients."""
         costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        return place(costs, homes, self._hosting_ranks(), self._placement)
+        return place(costs, homes, self._hosting_ranks(), self._placement, preferred=self._state_ranks)
 
-    async def _everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
+    async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
                         round: int) -> dict[int, R]:
         """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank."""
         reports: dict[int, R] = {}
@@ -321,8 +441,9 @@ class ServerNode:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))
 
-    async def _tell(self, message: Message) -> None:
-        await asyncio.gather(*(self.node.send(rank, message) for rank in self._ranks))
+    async def _move(self, rank: int, order: Move) -> None:
+        answer, _ = await self.node.request(rank, order)
+        _expect(answer, Moved)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         for report in reports.values():
@@ -335,10 +456,12 @@ class ServerNode:
             metrics.merge(MetricSum.from_dict(report.metrics))
         for outcome in outcomes.values():
             self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
+        rank_of = {name: rank for rank, share in shares.items() for name in share}
+        self._state_proposed = {outcome.client_id: rank_of[outcome.client_id] for outcome in outcomes.values() if outcome.keeps}
         names = [client.client_id for client in plan.cohort]
         return Fitted(plan=plan, outcomes=[outcomes[name] for name in names if name in outcomes],
                       problems=[problems[name] for name in names if name in problems], metrics=metrics,
-                      ranks={name: rank for rank, share in shares.items() for name in share},
+                      ranks=rank_of,
                       limbs=max(report.limbs for report in reports.values()),
                       seconds={rank: report.seconds for rank, report in reports.items()})
 
@@ -353,6 +476,8 @@ class ServerNode:
                     case Leave():
                         self._ranks = [rank for rank in self._ranks if rank != incoming.source]
                         self.clients.remove_rank(incoming.source)
+                    case ClientState() as state:
+                        self.host.states.receive(incoming, state)
                     case Failure(reason=reason, traceback=traceback):
                         raise RemoteFailure(f"rank {incoming.source}: {reason}\n{traceback}")
                     case other:
@@ -394,10 +519,6 @@ class ServerNode:
         weights.copy_from(arrays, who="broadcast_weights")
         return weights
 
-    def _layout(self) -> Layout:
-        if self.host.weights is None:
-            raise FederationError("no weights yet: broadcast_weights comes before fit and evaluate")
-        return self.host.weights.layout
 
 
 def _expect(message: Message, wanted: type[R]) -> R:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from federation.config import TrainerConfig, trainer_config
-from federation.core.aggregator import Aggregator, MeanAggregator, RoundStats
+from federation.core.aggregator import Aggregator, MatrixAggregator, MeanAggregator, RoundStats
 from federation.core.model import Model
 from federation.core.trainer import Trainer
 from federation.core.types import ClientUpdate
@@ -16,8 +16,12 @@ from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.timer import Timer
+from federation.node.matrix import DistributedMatrix
 from federation.node.round import Fitted, Plan, check_problems
 from federation.node.server import ServerNode
+
+#: The key of a checkpoint's server state under which the arrays are that are shared beside the model.
+SHARED = "shared"
 
 
 class DefaultTrainer(Trainer):
@@ -36,7 +40,7 @@ class DefaultTrainer(Trainer):
         super().__init__(server, model, aggregator, config)
         self.server: ServerNode = server
         self.config: TrainerConfig = trainer_config(config)
-        self.weights = Weights.of(model.get_weights())
+        self.weights, self._num_model = _with_shared(Weights.of(model.get_weights()), aggregator)
         self.round = 0
         self.seed = seed
         self.reduction = reduction
@@ -45,41 +49,47 @@ class DefaultTrainer(Trainer):
         self.timer = Timer()
         self._fit_config = dict(fit_config or {})
         self._spare = Weights.zeros(self.weights.layout)
+        self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
 
     async def run(self) -> None:
         """All rounds that are left. Raises RoundError when too few clients succeed; the last commit stands then."""
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
-        await self.broadcast_weights(self.weights)
+        await self.server.broadcast_weights(self.weights, self._num_model)
         for number in range(self.round + 1, self.config.max_rounds + 1):
             round_number.set(number)
             with self.timer.phase("fit"):
                 plan = self.plan(number)
                 fitted = await self.server.fit(plan)
                 check_problems(fitted, self.config.min_clients, self.on_divergence)
+                self.aggregator.check_updates(len(fitted.contributing), f"round {number}")
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
             with self.timer.phase("step"):
                 self.commit(number, gathered, self.stats(fitted))
             with self.timer.phase("broadcast"):
-                await self.broadcast_weights(self.weights)
+                await self.server.broadcast_weights(self.weights, self._num_model)
             with self.timer.phase("evaluate"):
                 metrics = await self.evaluate(plan)
             row = self.row(fitted, metrics)
             self.recorder.record(row)
             with self.timer.phase("checkpoint"):
-                self.recorder.checkpoint(number, self.snapshot, last=number == self.config.max_rounds)
-        self.model.set_weights(self.weights)
+                await self.checkpoint(number)
+        self.model.set_weights(self.weights.head(self._num_model))
 
     def plan(self, number: int) -> Plan:
         """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""
         cohort = self.server.clients.cohort(self.seed, number, self.config.cohort_size, self.config.fraction)
         aggregator = self.aggregator
-        weighting = aggregator.weighting if isinstance(aggregator, MeanAggregator) else "samples"
-        return Plan(number, cohort, self._fit_config, aggregator.needs, weighting, self.reduction)
+        mean = aggregator if isinstance(aggregator, MeanAggregator) else None
+        return Plan(number, cohort, self._fit_config, aggregator.needs, mean.weighting if mean else "samples",
+                    mean.weighs if mean else False, self.reduction)
 
     async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
-        """What the aggregator needs of the clients' updates: their mean, or every row."""
-        if fitted.plan.needs == "mean":
+        """What the aggregator needs of the clients' updates: their mean, what it makes of the matrix, or every row."""
+        if isinstance(self.aggregator, MatrixAggregator):
+            await self.aggregator.step(DistributedMatrix(self.server, fitted), self._spare)
+            return self._spare
+        if isinstance(self.aggregator, MeanAggregator):
             await self.server.mean(fitted, out=self._spare)
             return self._spare
         return await self.server.updates(fitted)
@@ -91,14 +101,14 @@ class DefaultTrainer(Trainer):
 
     def commit(self, number: int, gathered: Weights | list[ClientUpdate], stats: RoundStats) -> None:
         """Turn what was gathered into the new global weights. No await in here: a round commits whole or not at all."""
-        if isinstance(gathered, Weights):
-            assert isinstance(self.aggregator, MeanAggregator)
+        if not isinstance(gathered, Weights):
+            aggregated = self.aggregator.aggregate(gathered, self.weights.read_only())
+            self._spare.copy_from(aggregated, who="the aggregator")
+        elif isinstance(self.aggregator, MeanAggregator):
             self.aggregator.step(self.weights, gathered, stats)
-        else:
-            self._spare.copy_from(self.aggregator.aggregate(gathered, self.weights.read_only()), who="the aggregator")
-            if not self._spare.all_finite():
-                raise RoundError(f"round {number}: {type(self.aggregator).__name__}.aggregate returned NaN or infinity; "
-                                 "the global weights stay as they were")
+        if not self._spare.all_finite():
+            raise RoundError(f"round {number}: {type(self.aggregator).__name__} returned NaN or infinity; the global "
+                             "weights stay as they were")
         self.weights, self._spare = self._spare, self.weights
         self.round = number
 
@@ -111,8 +121,10 @@ class DefaultTrainer(Trainer):
         data = self.server.host.data
         shards = len(data.test_shards()) if data is not None and where in ("server", "both") else 0
         clients = plan.cohort if where in ("clients", "both") else ()
-        over_shards, over_clients, _ = await self.server.evaluate(plan.round, shards, clients)
-        return over_shards.means() | {f"client_{key}": value for key, value in over_clients.means().items()}
+        found = await self.server.evaluate(plan.round, shards, clients)
+        return {**found.shards.means(),
+                **{f"client_{key}": value for key, value in found.clients.means().items()},
+                **{f"personal_{key}": value for key, value in found.personal.means().items()}}
 
     def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
         """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights."""
@@ -131,12 +143,47 @@ class DefaultTrainer(Trainer):
         trained = [seconds for rank, seconds in fitted.seconds.items() if rank in ranks]
         return {**self.timer.take(), "fit_max": max(trained), "fit_mean": sum(trained) / len(trained)}
 
-    def snapshot(self) -> Snapshot:
-        """All that the next round depends on, as of the last commit. Weights and state are live: copy to keep."""
-        return Snapshot(round=self.round, weights=self.weights, server=self.aggregator.state())
+    async def checkpoint(self, number: int) -> None:
+        """Save a checkpoint if one is due, the state of clients on other ranks included."""
+        last = number == self.config.max_rounds
+        if self.recorder.is_due(number, last=last):
+            self._client_states = number, await self.server.client_states()
+            snapshot = self.snapshot()
+            assert snapshot is not None
+            self.recorder.checkpoint(snapshot)
+
+    def snapshot(self) -> Snapshot | None:
+        """All that the next round depends on, as of the last commit. Weights and state are live: copy to keep.
+
+        None where clients keep state on other ranks that has not been fetched since: the last checkpoint stands then.
+        """
+        collected, states = self._client_states
+        if collected != self.round:
+            here = self.server.states_here
+            if here is None:
+                return None
+            states = here
+        server = self.aggregator.state()
+        if self._num_model < len(self.weights):
+            server = {**server, SHARED: self.weights.tail(self._num_model)}
+        return Snapshot(round=self.round, weights=self.weights.head(self._num_model), server=server, clients=states)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on after the round of `snapshot`; UpdateError when its weights do not fit this model."""
-        self.weights.copy_from(snapshot.weights, who="the checkpoint")
-        self.aggregator.load(snapshot.server)
+        server = dict(snapshot.server)
+        self.weights.head(self._num_model).copy_from(snapshot.weights, who="the checkpoint")
+        if self._num_model < len(self.weights):
+            self.weights.tail(self._num_model).copy_from(server.pop(SHARED), who="the checkpoint")
+        self.aggregator.load(server)
+        self.server.adopt_states(snapshot.clients)
         self.round = snapshot.round
+
+
+def _with_shared(model: Weights, aggregator: Aggregator) -> tuple[Weights, int]:
+    """The model's weights with what the aggregator shares beside them, zero at first; and the number of the former."""
+    shared = aggregator.shared(model.layout)
+    if shared is None:
+        return model, len(model)
+    weights = Weights.zeros(model.layout.followed_by(shared))
+    weights.head(len(model)).copy_from(model)
+    return weights, len(model)

@@ -1,0 +1,78 @@
+"""The private state of clients, on the rank where each of them lives at present."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from federation.core.weights import Layout, Weights
+from federation.node.protocol import ClientState
+from node_comm.node import Incoming, Node
+
+
+class ClientStates:
+    """What each client of this rank keeps between its turns, by client and name; O(clients that keep something).
+
+    A round is a transaction: what `fit` returns is proposed, and becomes the client's state with the next broadcast.
+    """
+
+    def __init__(self) -> None:
+        self._current: dict[str, Weights] = {}
+        self._proposed: dict[str, Weights] = {}
+        self._arrived = asyncio.Event()
+
+    def __contains__(self, client_id: str) -> bool:
+        return client_id in self._current
+
+    def of(self, client_id: str) -> dict[str, np.ndarray]:
+        """The client's arrays by name, read-only; empty for one that has kept nothing."""
+        state = self._current.get(client_id)
+        return {} if state is None else dict(state.read_only().items())
+
+    def whole(self, client_id: str) -> Weights:
+        """The client's state as one buffer; borrowed."""
+        return self._current[client_id]
+
+    def put(self, client_id: str, state: Weights) -> None:
+        """Take over a client with its state; the buffer is this object's from now on."""
+        self._current[client_id] = state
+        self._arrived.set()
+
+    def propose(self, client_id: str, state: Mapping[str, Any]) -> None:
+        """Remember what the client wants to keep (copied)."""
+        self._proposed[client_id] = Weights.of(state)
+
+    def commit(self) -> list[str]:
+        """Make what was proposed the clients' state; returns whose."""
+        changed = list(self._proposed)
+        self._current.update(self._proposed)
+        self._proposed.clear()
+        return changed
+
+    def forget_proposals(self) -> None:
+        """A round begins, or begins anew: what was proposed before is void."""
+        self._proposed.clear()
+
+    async def send(self, node: Node, give: Mapping[str, int]) -> None:
+        """Send clients to other ranks, by client; they live here no more."""
+        async with asyncio.TaskGroup() as group:
+            for client_id, rank in give.items():
+                state = self._current.pop(client_id)
+                message = ClientState(client_id=client_id, layout=state.layout.to_dict())
+                group.create_task(node.send(rank, message, state.buffer))
+
+    async def wait_for(self, node: Node, take: Sequence[str]) -> None:
+        """Wait until the clients of `take` have come; somebody else reads this node's messages."""
+        while any(client_id not in self._current for client_id in take):
+            self._arrived.clear()
+            await node.attend(self._arrived.wait())
+
+    def receive(self, incoming: Incoming, message: ClientState) -> None:
+        """A client has come from another rank."""
+        buffer = np.empty(0, np.uint8) if incoming.buffer is None else incoming.buffer
+        state = Weights.zeros(Layout.from_dict(message.layout))
+        np.copyto(state.buffer, buffer)
+        self.put(message.client_id, state)
