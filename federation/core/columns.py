@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ class Kernel(NamedTuple):
     amount: int = 0
 
 
-class Columns(NamedTuple):
+@dataclass(frozen=True)
+class Columns:
     """A range of the flat buffer that holds elements of one dtype; first and last are in bytes."""
 
     dtype: np.dtype
@@ -52,7 +54,7 @@ def column_runs(layout: Layout, parameters_only: bool = False) -> list[Columns]:
         end = layout.offsets[index + 1] if index + 1 < len(layout) else layout.nbytes
         dtype = layout.dtypes[index]
         if index == previous + 1 and runs[-1].dtype == dtype:
-            runs[-1] = runs[-1]._replace(last=end)
+            runs[-1] = replace(runs[-1], last=end)
         elif end > layout.offsets[index]:
             runs.append(Columns(dtype, layout.offsets[index], end))
         previous = index

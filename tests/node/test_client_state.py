@@ -1,0 +1,224 @@
+"""What clients keep: theirs alone, wherever they train, from one commit to the next."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from federation import ClientNode, Learner, ServerNode, TrainResult
+from federation.builtin import DefaultTrainer, FedAvgAggregator
+from federation.core.aggregator import MeanAggregator
+from federation.core.types import EvalResult
+from federation.core.weights import Layout, Weights
+from federation.data.dataset import Dataset
+from federation.data.manager import DataManager
+from federation.data.partition import Partition
+from federation.errors import ConfigError, UpdateError
+from federation.node.host import ClientHost
+from federation.node.round import Plan
+from node_comm import memory
+from tests.node.worlds import Arrays, f32
+
+CLIENTS = 5
+MODEL = {"body": f32(0, 0), "head": f32(0)}
+
+
+class Diary(Learner):
+    """Counts its client's turns, and remembers the round of the last one and who it is."""
+
+    def fit(self, config=None):
+        turns = int(self.client_state.get("turns", 0)) + 1
+        who = int(self.context.client_id.removeprefix("client_"))
+        if "who" in self.client_state:
+            assert self.client_state["who"] == who, "somebody else's diary"
+        assert not any(array.flags.writeable for array in self.client_state.values())
+        weights = Weights.of(self.get_weights())
+        weights["body"][:] += (turns, who)
+        weights["head"][:] += who
+        self.set_weights(weights)
+        return TrainResult(weights, 1, state={"turns": turns, "who": who, "round": self.context.round})
+
+    def evaluate(self, config=None):
+        return EvalResult(1, {"head": float(Weights.of(self.get_weights())["head"][0])})
+
+
+def data() -> DataManager:
+    x, y = np.zeros((CLIENTS, 1), np.float32), np.arange(CLIENTS) % 2
+    dataset = Dataset(x, y, x, y, 2, "few")
+    return DataManager(dataset, Partition(np.arange(CLIENTS), np.arange(CLIENTS + 1)))
+
+
+def in_world(ranks: int, program, learner=Diary, arrays=MODEL, **settings):
+    """`program(server)` in a world of `ranks` ranks beside the server, which hosts clients where it is alone."""
+
+    async def main(transport):
+        host = ClientHost(learner(Arrays(arrays)), data(), **settings)
+        if transport.rank:
+            node = ClientNode({"node_id": f"rank_{transport.rank}"}, transport=transport, host=host)
+            await node.connect_and_register()
+            try:
+                await asyncio.wait_for(node.wait(), 30)
+            finally:
+                await node.stop()
+            return None
+        server = ServerNode(transport=transport, host=host)
+        await server.start()
+        try:
+            await server.wait_for_clients(CLIENTS, timeout=10)
+            return await program(server)
+        finally:
+            await server.stop()
+
+    return memory.run(main, ranks + 1)[0]
+
+
+def plain(states):
+    return {name: {key: array.tolist() for key, array in state.items()} for name, state in states.items()}
+
+
+async def rounds(server, cohorts, first=1, weights=None):
+    """Run rounds on these clients, on another placement each time; the last weights and all clients' states."""
+    weights = weights or Weights.of(MODEL)
+    await server.broadcast_weights(weights)
+    for number, chosen in enumerate(cohorts, first):
+        server._placement = ("balanced", "last_rank")[number % 2]
+        fitted = await server.fit(Plan(number, [server.clients[index] for index in chosen]))
+        assert not fitted.problems, fitted.problems
+        new = Weights.zeros(weights.layout)
+        await server.mean(fitted, out=new)
+        weights = new
+        await server.broadcast_weights(weights)
+    return weights.sha256(), plain(await server.client_states())
+
+
+COHORTS = [[0, 1, 2, 3], [1, 2, 4], [0, 4], [2, 3, 4], [0, 1, 2, 3, 4], [1]]
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 2, 4])
+def test_state_follows_its_client(ranks):
+    found = in_world(ranks, lambda server: rounds(server, COHORTS))
+    turns = {index: sum(index in cohort for cohort in COHORTS) for index in range(CLIENTS)}
+    last = {index: max(number for number, cohort in enumerate(COHORTS, 1) if index in cohort) for index in range(CLIENTS)}
+    assert found[1] == {f"client_{index}": {"turns": turns[index], "who": index, "round": last[index]} for index in turns}
+    assert found == in_world(0, lambda server: rounds(server, COHORTS))
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_states_go_through_a_checkpoint(ranks):
+    """Three rounds, then three more in another world that adopts what the first one kept."""
+    async def first(server):
+        weights = Weights.of(MODEL)
+        await rounds(server, COHORTS[:3], weights=weights)
+        return server.weights.copy(), {name: state.copy() for name, state in (await server.client_states()).items()}
+
+    weights, states = in_world(2, first)
+
+    async def second(server):
+        server.adopt_states(states)
+        return await rounds(server, COHORTS[3:], first=4, weights=weights)
+
+    assert in_world(ranks, second) == in_world(0, lambda server: rounds(server, COHORTS))
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_round_that_does_not_commit_leaves_no_trace(ranks):
+    """Trained twice, committed once: the first attempt's states are void."""
+    async def program(server):
+        await server.broadcast_weights(Weights.of(MODEL))
+        cohort = [server.clients[index] for index in range(CLIENTS)]
+        await server.fit(Plan(1, cohort))
+        assert await server.client_states() == {}
+        server._placement = "last_rank"
+        await server.fit(Plan(1, cohort[:2]))
+        await server.broadcast_weights(Weights.of(MODEL))
+        return plain(await server.client_states())
+
+    assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {"client_0": 1, "client_1": 1}
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_program_of_its_own_keeps_state_too(ranks):
+    """By collect_results, which knows no commit: what fit returns is the client's at once."""
+    async def program(server):
+        await server.broadcast_weights(Weights.of(MODEL))
+        for policy in ("balanced", "last_rank"):
+            server._placement = policy
+            await server.collect_results(server.get_connected_clients(), "fit")
+        return plain(await server.client_states())
+
+    assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {
+        f"client_{index}": 2 for index in range(CLIENTS)}
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_local_parameters_stay_with_their_clients(ranks):
+    """`head` is never averaged: the global one stays at its start, each client's goes on from its own."""
+    async def program(server):
+        trainer = DefaultTrainer(server, Arrays(MODEL), FedAvgAggregator(),
+                                 {"max_rounds": 3, "evaluate": "both", "cohort_size": CLIENTS})
+        rows = []
+        trainer.recorder.record = rows.append
+        await trainer.run()
+        return trainer.weights["head"].tolist(), plain(await server.client_states()), rows
+
+    head, states, rows = in_world(ranks, program, local_parameters=["he*"])
+    assert head == [0.0]
+    assert {name: state["local.head"] for name, state in states.items()} == {
+        f"client_{index}": [3.0 * index] for index in range(CLIENTS)}
+    mean = sum(range(CLIENTS)) / CLIENTS
+    assert [row["client_head"] for row in rows] == [0, 0, 0]
+    assert [row["personal_head"] for row in rows] == [mean, 2 * mean, 3 * mean]
+    assert [row["head"] for row in rows] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("patterns", "message"), [(["tail"], "matches no array"), (["*"], "something has to be shared")])
+def test_local_parameters_that_cannot_be(patterns, message):
+    with pytest.raises(ConfigError, match=message):
+        in_world(0, lambda server: server.broadcast_weights(Weights.of(MODEL)), local_parameters=patterns)
+
+
+class Shares(MeanAggregator):
+    """Shares one array beside the model, which clients add to; keeps the sum as well."""
+
+    weighting = "uniform"
+
+    def shared(self, layout: Layout) -> Layout:
+        return Layout(["extra"], [(3,)], ["float64"])
+
+    def step(self, start, mean, stats):
+        assert stats.num_clients == CLIENTS
+
+
+class Sharer(Learner):
+    def fit(self, config=None):
+        who = int(self.context.client_id.removeprefix("client_"))
+        assert not self.shared["extra"].flags.writeable
+        return TrainResult(self.get_weights(), 1, shared=[self.shared["extra"] + who])
+
+    def evaluate(self, config=None):
+        return EvalResult(0)
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_arrays_beside_the_model(ranks):
+    """They start at zero, reach every client, come back in the same reduction, and stay out of the model."""
+    async def program(server):
+        trainer = DefaultTrainer(server, Arrays(MODEL), Shares(), {"max_rounds": 4})
+        await trainer.run()
+        snapshot = trainer.snapshot()
+        return trainer.model.weights.names, snapshot.weights.names, trainer.weights["extra"].tolist(), snapshot.server
+
+    names, kept, extra, state = in_world(ranks, program, learner=Sharer)
+    assert names == kept == ("body", "head")
+    assert extra == [4 * sum(range(CLIENTS)) / CLIENTS] * 3
+    assert state["shared"]["extra"].tolist() == extra
+
+
+def test_a_learner_that_shares_nothing_is_told_which_is_needed():
+    async def program(server):
+        await DefaultTrainer(server, Arrays(MODEL), Shares(), {"max_rounds": 1}).run()
+
+    with pytest.raises(UpdateError, match=r"client_0.*TrainResult\.shared"):
+        in_world(1, program)
