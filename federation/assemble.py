@@ -23,6 +23,8 @@ from federation.core.trainer import Trainer
 from federation.data.manager import DataManager
 from federation.data.partitioner import PARTITIONERS
 from federation.data.provider import load_dataset
+from federation.data.sampling import cohort_size_of
+from federation.errors import ConfigError, RoundError
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost
@@ -94,9 +96,16 @@ def assemble(config: Config) -> Parts:
     """
     load_plugins(config.plugins)
     names = config.components
-    return Parts(config, resolve(names.trainer, "trainer"), resolve(names.learner, "learner"),
-                 resolve(names.aggregator, "aggregator"), resolve(names.model, "model"),
-                 load_data(config) if config.data.enabled else None)
+    parts = Parts(config, resolve(names.trainer, "trainer"), resolve(names.learner or "", "learner"),
+                  resolve(names.aggregator, "aggregator"), resolve(names.model, "model"),
+                  load_data(config) if config.data.enabled else None)
+    trainer = config.trainer_config
+    cohort = trainer.cohort_size or cohort_size_of(trainer.fraction or 1.0, config.num_clients)
+    try:
+        parts.make_aggregator().check_updates(cohort, f"a cohort of {cohort} clients")
+    except RoundError as error:
+        raise ConfigError(f"components.aggregator: {error}") from None
+    return parts
 
 
 def load_data(config: Config) -> DataManager:

@@ -19,15 +19,17 @@ from typing import Any
 import msgspec
 import yaml
 
-from federation.builtin.table import COMPONENTS
+from federation.builtin.table import COMPONENTS, LEARNERS
 from federation.config_check import Checker
 from federation.config_reference import EXAMPLE
 from federation.config_rules import broken_rules, broken_trainer_rules
 from federation.config_schema import (
+    AvailabilityConfig,
     CheckpointConfig,
     Components,
     Config,
     DataConfig,
+    LatencyConfig,
     Section,
     TimerConfig,
     TlsConfig,
@@ -54,9 +56,9 @@ from federation.config_yaml import (
 from federation.errors import ConfigError
 from federation.registry.registry import load_plugins, registry
 
-__all__ = ["EXAMPLE", "CheckpointConfig", "Components", "Config", "DataConfig", "Secret", "Section", "TimerConfig",
-           "TlsConfig", "TrackerConfig", "TrainerConfig", "TransportConfig", "check_settings", "dump_config",
-           "load_config", "load_config_from_dict", "revealed", "trainer_config"]
+__all__ = ["EXAMPLE", "AvailabilityConfig", "CheckpointConfig", "Components", "Config", "DataConfig", "LatencyConfig",
+           "Secret", "Section", "TimerConfig", "TlsConfig", "TrackerConfig", "TrainerConfig", "TransportConfig",
+           "check_settings", "dump_config", "load_config", "load_config_from_dict", "revealed", "trainer_config"]
 
 #: Constructor parameters that the framework gives, so that a configuration may not.
 _RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
@@ -135,7 +137,7 @@ def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mappi
         config = msgspec.structs.replace(config, output_dir=f"runs/{name}")
     for path, message in broken_rules(config, checker.sound):
         checker.report(path, message)
-    _check_components(config, checker)
+    config = _check_components(config, checker)
     if problems:
         raise ConfigError(problems)
     return _resolved(config)
@@ -225,34 +227,57 @@ def _homes(kind: type[Section], path: str = "") -> dict[str, str]:
 
 # -- what no single key tells ----------------------------------------------------------------------------------------
 
-def _check_components(config: Config, checker: Checker) -> None:
-    """Names against the registry, and settings against the constructors."""
+def _check_components(config: Config, checker: Checker) -> Config:
+    """Names against the registry, and settings against the constructors; `config` with its learner named."""
     if checker.sound("plugins"):
         try:
             load_plugins(config.plugins)
         except ConfigError as error:
             for text in error.problems:
                 checker.report("plugins", text)
+    config = _with_learner(config, checker)
     for kind, settings in (("trainer", {}), ("learner", config.learner_config), ("model", config.model_config),
                            ("aggregator", config.aggregator_config)):
-        path = f"components.{kind}"
-        if not checker.sound("plugins", "components", path):
-            continue
-        name: str = getattr(config.components, kind)
-        # What is built in needs no settings, and is not imported to find that out.
-        message = registry.name_problem(name, kind)
-        if message is not None:
-            checker.report(path, message)
-        elif settings or name not in COMPONENTS:
-            try:
-                component = registry.resolve(name, kind)
-            except ConfigError as error:
-                for text in error.problems:
-                    checker.report(path, text)
-            else:
-                _check_settings(component, settings, f"{kind}_config", _RESERVED[kind], checker)
+        component = _component(config, kind, checker, needed=bool(settings))
+        if component is not None:
+            _check_settings(component, settings, f"{kind}_config", _RESERVED[kind], checker)
     if config.data.enabled and checker.sound("data"):
         _check_data(config.data, checker)
+    return config
+
+
+def _component(config: Config, kind: str, checker: Checker, needed: bool) -> Any:
+    """The class of one component, None where its name was refused; what is built in is only imported if `needed`."""
+    path, name = f"components.{kind}", getattr(config.components, kind)
+    if not checker.sound("plugins", "components", path):
+        return None
+    message = registry.name_problem(name, kind)
+    if message is not None:
+        checker.report(path, message)
+    elif needed or name not in COMPONENTS:
+        try:
+            return registry.resolve(name, kind)
+        except ConfigError as error:
+            for text in error.problems:
+                checker.report(path, text)
+    return None
+
+
+def _with_learner(config: Config, checker: Checker) -> Config:
+    """`config` with the learner that its aggregator needs where none is named; another one is refused."""
+    components = config.components
+    wanted = LEARNERS.get(components.aggregator, "")
+    if components.aggregator not in COMPONENTS:
+        wanted = getattr(_component(config, "aggregator", checker, needed=True), "learner", "")
+    if components.learner is None:
+        named = msgspec.structs.replace(components, learner=wanted or "federated.learner.default")
+        return msgspec.structs.replace(config, components=named)
+    if wanted and components.learner != wanted and checker.sound("components.learner"):
+        learner = _component(config, "learner", checker, needed=True)
+        if learner is not None and wanted not in learner.implements:
+            checker.report("components.learner", f"{components.learner} does not do what {components.aggregator} needs of "
+                                                 f"clients; name {wanted}, or leave the key out")
+    return config
 
 
 def _check_data(data: DataConfig, checker: Checker) -> None:

@@ -141,8 +141,8 @@ def example() -> str:
             lines += [f"  {key}: {_yaml(value)}" for key, value in EXAMPLE[entry.path].items()]
         elif entry.path == "output_dir":
             lines.append(f"# {name}: {entry.default}")
-        elif entry.path == "role":
-            lines.append(f"{name}: null")
+        elif entry.path in ("role", "components.learner"):
+            lines.append(f"{indent}{name}: null")
         else:
             lines.append(f"{indent}{name}: {entry.default}".rstrip())
     return "\n".join(lines) + "\n"

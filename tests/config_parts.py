@@ -27,6 +27,12 @@ class PlainLearner(Learner):
         raise NotImplementedError
 
 
+class OwnScaffold(PlainLearner):
+    """Says that it does what SCAFFOLD needs."""
+
+    implements = ("federated.learner.scaffold",)
+
+
 class NeedyAggregator(Aggregator):
     """Has a setting without a default."""
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import yaml
 
+from federation.builtin.table import COMPONENTS, LEARNERS
 from federation.config import (
     Config,
     Secret,
@@ -21,6 +22,7 @@ from federation.config import (
     trainer_config,
 )
 from federation.errors import ConfigError
+from federation.registry.registry import registry
 
 PLAIN = "tests.config_parts:PlainLearner"
 
@@ -433,20 +435,21 @@ DECIDES_NOT = ["mode: parallel", "num_workers: 3", "output_dir: x", "overwrite: 
 
 @pytest.mark.parametrize("text", DECIDES)
 def test_the_digest_covers_what_decides_the_model(load, text):
-    assert load(text).digest() != Config().digest()
+    assert load(text).digest() != load_config_from_dict({}).digest()
 
 
 @pytest.mark.parametrize("text", DECIDES_NOT)
 def test_the_digest_leaves_out_how_a_run_is_executed(load, text):
     """S-CKPT-08: a run can be resumed with more rounds, in another mode or folder."""
     config = load(text)
-    assert config.digest() == Config().digest()
+    assert config.digest() == load_config_from_dict({}).digest()
     assert config != load("seed: 0"), "the setting has no effect at all"
 
 
 def test_the_digest_is_the_same_in_every_process(load):
-    assert Config().digest() == load("num_clients: 10\nlearner_config:\n").digest()
-    assert len(Config().digest()) == 64
+    default = load_config_from_dict({})
+    assert default.digest() == load("num_clients: 10\nlearner_config:\n").digest()
+    assert len(default.digest()) == 64
 
 
 def test_a_trainer_config_of_a_program():
@@ -559,3 +562,33 @@ def test_secret_values_compare_and_travel():
     assert Secret("a") != "a"
     assert pickle.loads(pickle.dumps(Secret("a"))).reveal() == "a"
     assert bool(Secret("")) is False
+
+
+@pytest.mark.parametrize(("aggregator", "learner"), [("fedavg", "default"), ("krum", "default"), *(
+    (name.rpartition(".")[2], needed.rpartition(".")[2]) for name, needed in LEARNERS.items())])
+def test_an_aggregator_brings_the_learner_that_its_rule_needs(aggregator, learner):
+    """Where none is named; and naming that one changes nothing."""
+    names = {"aggregator": f"federated.aggregator.{aggregator}"}
+    config = load_config_from_dict({"components": names})
+    assert config.components.learner == f"federated.learner.{learner}"
+    assert load_config_from_dict({"components": {**names, "learner": config.components.learner}}) == config
+
+
+@pytest.mark.parametrize("aggregator", LEARNERS)
+def test_an_aggregator_refuses_a_learner_that_does_not_do_its_part(aggregator):
+    needed = registry.resolve(aggregator, "aggregator").learner
+    assert needed == LEARNERS[aggregator], "the table and the class disagree"
+    with pytest.raises(ConfigError, match=rf"components\.learner: federated\.learner\.default does not do .*name {needed}"):
+        load_config_from_dict({"components": {"aggregator": aggregator, "learner": "federated.learner.default"}})
+
+
+def test_a_learner_may_stand_in_for_the_one_that_is_needed():
+    """By saying so: `implements`."""
+    names = {"aggregator": "federated.aggregator.scaffold", "learner": "tests.config_parts:OwnScaffold"}
+    assert load_config_from_dict({"components": names}).components.learner == "tests.config_parts:OwnScaffold"
+
+
+def test_every_built_in_aggregator_that_needs_a_learner_is_in_the_table():
+    found = {name: component.learner for name in COMPONENTS if ".aggregator." in name
+             if (component := registry.resolve(name, "aggregator")).learner}
+    assert found == LEARNERS

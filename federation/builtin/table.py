@@ -10,3 +10,10 @@ COMPONENTS = {
     "model.numpy.linear": "federation.builtin.models.linear:LinearModel",
     "model.sklearn.logistic": "federation.builtin.models.logistic:LogisticModel",
 }
+
+#: Aggregators whose rule needs a certain learner (`Aggregator.learner` of the class).
+LEARNERS = {
+    "federated.aggregator.fedprox": "federated.learner.fedprox",
+    "federated.aggregator.scaffold": "federated.learner.scaffold",
+    "federated.aggregator.feddyn": "federated.learner.feddyn",
+}
