@@ -43,11 +43,13 @@ class Aggregator(ABC):
     - ``"mean"``: ranks add updates up as their clients finish and one reduction brings the mean; see MeanAggregator.
     - ``"matrix"``: updates stay on their ranks as the rows of a distributed matrix; see MatrixAggregator.
 
-    `learner` names the learner that the rule needs; empty where any will do.
+    `learner` names the learner that the rule needs; empty where any will do. `metrics_needed` are metrics that clients
+    have to report beside their own; learners find them in their config, under "metrics".
     """
 
     needs: ClassVar[Needs] = "rows"
     learner: ClassVar[str] = ""
+    metrics_needed: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> WeightsLike:
