@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from federation.config_schema import Config, TrackerConfig, TrainerConfig
+from federation.config_schema import AvailabilityConfig, Config, LatencyConfig, TrackerConfig, TrainerConfig
+from federation.data.latency import Latency
 from federation.data.sampling import cohort_size_of
+from federation.errors import ConfigError
 
 Sound = Callable[..., bool]
 Broken = tuple[str, str]
@@ -37,6 +39,57 @@ def broken_trainer_rules(config: TrainerConfig, sound: Sound) -> Iterator[Broken
         yield size, (f"{config.cohort_size}, and fraction: {config.fraction} as well; keep one of the two")
     elif config.cohort_size is not None and config.cohort_size < config.min_clients and sound(size, least):
         yield size, f"{config.cohort_size} is less than min_clients, {config.min_clients}; no round could count"
+    if sound("trainer_config.sampling", "trainer_config.availability"):
+        yield from _availability(config, sound)
+    if sound("trainer_config.clock", "trainer_config.latency", "trainer_config.latency.kind"):
+        yield from _latency(config, sound)
+        yield from _lateness(config, sound)
+
+
+def _availability(config: TrainerConfig, sound: Sound) -> Iterator[Broken]:
+    given, default, path = config.availability, AvailabilityConfig(), "trainer_config.availability"
+    if given != default and config.sampling != "availability":
+        yield path, f"is for sampling: availability, and sampling is {config.sampling}; leave one of them out"
+    if given.trace is not None and sound(f"{path}.trace"):
+        for name in ("share", "peak", "spread"):
+            if getattr(given, name) != getattr(default, name) and sound(f"{path}.{name}"):
+                yield f"{path}.{name}", "describes days without a trace, and there is a trace; leave one of them out"
+
+
+def _latency(config: TrainerConfig, sound: Sound) -> Iterator[Broken]:
+    given, path = config.latency, "trainer_config.latency"
+    if given.kind is None:
+        if given != LatencyConfig():
+            yield f"{path}.kind", "is missing: which of constant, uniform, exponential and lognormal is it?"
+    elif config.clock == "real":
+        yield path, "is for the virtual clock, and clock is real; leave one of them out"
+    elif sound(*(f"{path}.{name}" for name in ("work_seconds", "sample_seconds", "spread", "client_spread"))):
+        try:
+            Latency(**given.to_dict())
+        except ConfigError as error:
+            for text in error.problems:
+                yield path, text.removeprefix("latency: ")
+
+
+def _lateness(config: TrainerConfig, sound: Sound) -> Iterator[Broken]:
+    factor, deadline = "trainer_config.over_select", "trainer_config.deadline"
+    is_unlimited = config.cohort_size is None and config.fraction is None
+    if config.over_select is not None and is_unlimited and sound(factor, "trainer_config.cohort_size",
+                                                                 "trainer_config.fraction"):
+        yield factor, f"{config.over_select:g} times all clients cannot be drawn; set cohort_size or fraction as well"
+    if config.clock == "virtual" and config.latency == LatencyConfig():
+        for path, value in ((factor, config.over_select), (deadline, config.deadline)):
+            if value is not None and sound(path):
+                yield path, (f"{value:g}: the virtual clock needs to know how long clients take; set latency, such as "
+                             "{kind: lognormal, spread: 0.5}, or clock: real")
+    if config.clock == "real" and sound(factor, deadline):
+        if config.over_select is not None and config.deadline is None:
+            yield factor, (f"{config.over_select:g}: by the real clock all clients that report by the deadline count, "
+                           "and there is no deadline; set it, or clock: virtual")
+        if (config.deadline is not None and config.round_timeout is not None and config.round_timeout <= config.deadline
+                and sound("trainer_config.round_timeout")):
+            yield deadline, (f"{config.deadline:g} s is not before round_timeout, {config.round_timeout:g} s, which "
+                             "ends the run; set a longer round_timeout, or none")
 
 
 def _clients(config: Config, sound: Sound) -> Iterator[Broken]:

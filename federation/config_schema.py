@@ -44,9 +44,9 @@ class Components(Section, frozen=True, kw_only=True):
 class AvailabilityConfig(Section, frozen=True, kw_only=True):
     """When clients can be drawn, for `sampling: availability`. Time starts at 0, in a unit of your choice."""
 
-    trace: Annotated[str | None, Meta(description="A CSV file with the header `client,start,end` and an interval a line: "
-                                      "from when to when a client, given by its index, is available. null: every client "
-                                      "is available once a day, at its own hour.")] = None
+    trace: Annotated[str | None, Meta(description="A CSV file with the header `client,start,end` and an interval a "
+                                      "line: from when to when a client, given by its index, is available. null: every "
+                                      "client is available once a day, at its own hour.")] = None
     period: Annotated[float | None, Meta(gt=0, description="The time after which all repeats. null: a trace is not "
                                          "repeated; without one, a day of 24.")] = None
     round_length: Annotated[float, Meta(gt=0, description="The time from a round to the next. 1: the unit of time is a "
@@ -54,19 +54,21 @@ class AvailabilityConfig(Section, frozen=True, kw_only=True):
     share: Annotated[float, Meta(gt=0, le=1, description="Without a trace: the part of a day that a client is "
                                  "available.")] = 0.5
     peak: Annotated[float, Meta(ge=0, le=1, description="Without a trace: when most are, as a part of a day.")] = 0.5
-    spread: Annotated[float, Meta(ge=0, le=1, description="Without a trace: how far, as a part of a day, the middle of a "
-                                  "client's hours may be from the peak.")] = 0.5
+    spread: Annotated[float, Meta(ge=0, le=1, description="Without a trace: how far, as a part of a day, the middle of "
+                                  "a client's hours may be from the peak.")] = 0.5
 
 
 class LatencyConfig(Section, frozen=True, kw_only=True):
     """How long clients take by the virtual clock: (work_seconds + sample_seconds * samples) * slowness * variation."""
 
     kind: Annotated[Literal["constant", "uniform", "exponential", "lognormal"] | None,
-                    Meta(description="How what a client takes varies from one training to the next. null: no model.")] = None
+                    Meta(description="How what a client takes varies from one training to the next. null: no "
+                         "model.")] = None
     work_seconds: Annotated[float, Meta(ge=0, le=1e9, description="Seconds for a training.")] = 1.0
-    sample_seconds: Annotated[float, Meta(ge=0, le=1e9, description="Seconds more for each sample of the client.")] = 0.0
-    spread: Annotated[float, Meta(ge=0, le=10, description="The variation. uniform: half the width, at most 1, around 1; "
-                                  "lognormal: the standard deviation of its logarithm, around a median of 1; constant "
+    sample_seconds: Annotated[float, Meta(ge=0, le=1e9, description="Seconds more for each of the client's "
+                                          "samples.")] = 0.0
+    spread: Annotated[float, Meta(ge=0, le=10, description="The variation. uniform: half the width, at most 1, around "
+                                  "1; lognormal: the standard deviation of its logarithm, around a median of 1; constant "
                                   "and exponential (with mean 1) have none.")] = 0.0
     client_spread: Annotated[float, Meta(ge=0, le=10, description="How clients differ: the standard deviation of the "
                                          "logarithm of their slowness, which is drawn once for each, with a median of "
@@ -85,8 +87,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
     fraction: Annotated[float | None, Meta(gt=0, le=1, description="Share of the clients drawn for each round, at "
                                            "least one; instead of `cohort_size`.")] = None
     sampling: Annotated[Literal["uniform", "weighted", "round_robin", "availability"],
-                        Meta(description="How clients are drawn. uniform: every cohort is equally likely; weighted: with "
-                             "probability by samples, without replacement; round_robin: in turn, in an order shuffled "
+                        Meta(description="How clients are drawn. uniform: every cohort is equally likely; weighted: "
+                             "with probability by samples, without replacement; round_robin: in turn, in an order shuffled "
                              "once; availability: uniformly among those that are available.")] = "uniform"
     availability: Annotated[AvailabilityConfig, Meta(description="When clients can be drawn, for `sampling: "
                                                      "availability`.")] = AvailabilityConfig()
@@ -98,8 +100,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
                                            "not count. clock real: no further client is begun then, and one that has "
                                            "begun may finish.")] = None
     clock: Annotated[Literal["virtual", "real"],
-                     Meta(description="Which time decides who is late. virtual: that of `latency`, the same in every run "
-                          "and mode; real: that of the machine, so that runs differ.")] = "virtual"
+                     Meta(description="Which time decides who is late. virtual: that of `latency`, the same in every "
+                          "run and mode; real: that of the machine, so that runs differ.")] = "virtual"
     latency: Annotated[LatencyConfig, Meta(description="How long clients take by the virtual clock.")] = LatencyConfig()
     eval_every: Annotated[int, Meta(ge=1, extra=OUTSIDE, description="Evaluate in every n-th round, and in the "
                                     "last.")] = 1

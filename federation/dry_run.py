@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from federation.assemble import load_data
+from federation.builtin.trainers.cohorts import Cohorts
 from federation.config import Config, dump_config
 from federation.infra.threads import available_cores
 from federation.node.placement import place
@@ -22,8 +23,7 @@ def describe(config: Config, mode: str, environ: Mapping[str, str]) -> str:
     if config.data.enabled:
         data = load_data(config)
         parts.append(f"partition {data.partition.sha256()}\n{data.partition.summary(data.dataset.y_train)}")
-        wanted = config.trainer_config
-        cohort = ClientTable(data.sizes).cohort(config.seed, 1, wanted.cohort_size, wanted.fraction)
+        cohort = Cohorts(config.trainer_config, config.seed).draw(ClientTable(data.sizes), 1).clients
         costs = {client.client_id: float(client.num_samples) for client in cohort}
         shares = place(costs, {}, ranks, config.trainer_config.placement)
         parts.append(f"round 1: {len(cohort)} of {config.num_clients} clients")

@@ -1,16 +1,29 @@
-"""The cohort of a round: how many clients, and which."""
+"""The cohort of a round: how many clients, and which.
+
+A sampler is a function `f(seed, round, sizes, cohort_size) -> indices` in the table SAMPLERS, or the one of
+`federation.data.availability`, which needs settings. `sizes` (int64[num_clients]) are the clients' samples; clients
+without any are never drawn. The indices are distinct, sorted, int64, and a function of the arguments alone: round 7 can
+be drawn without those before it, with the same result on every platform. Where fewer than `cohort_size` clients can be
+drawn, all those are the cohort. All raise ConfigError for a cohort larger than the number of clients or below 1, and
+where nobody has samples.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
+from types import MappingProxyType
 
 import numpy as np
 
 from federation.core.random import stream
-from federation.data.draws import below, shuffled
+from federation.data.draws import below, log, shuffled, uniforms
 from federation.errors import ConfigError
+
+Sampler = Callable[[int, int, np.ndarray, int], np.ndarray]
 
 
 def cohort_size_of(fraction: float | Decimal | Fraction, num_clients: int) -> int:
@@ -26,6 +39,18 @@ def cohort_size_of(fraction: float | Decimal | Fraction, num_clients: int) -> in
         raise ConfigError(f"fraction: {fraction!r} is not a number above 0 and at most 1; "
                           f"for a fixed number of clients give cohort_size")
     return max(1, math.floor(share * int(num_clients)))
+
+
+def over_selected(cohort_size: int, over_select: float | Decimal | Fraction) -> int:
+    """The number of clients to draw so that `cohort_size` of them are in time: the ceiling of the exact product.
+
+    A float counts as the decimal number that it is written as, so 1.1 times 10 is 11. Raises ConfigError for a factor
+    below 1.
+    """
+    factor = exact_fraction(over_select)
+    if factor is None or factor < 1:
+        raise ConfigError(f"over_select: {over_select!r} is not a number of at least 1")
+    return math.ceil(factor * cohort_size)
 
 
 def exact_fraction(value: object) -> Fraction | None:
@@ -47,14 +72,66 @@ def draw_cohort(seed: int, round: int, num_clients: int, cohort_size: int,
     are O(cohort_size), `eligible` aside. Raises ConfigError for a cohort larger than num_clients or below 1, and
     where nobody is eligible.
     """
+    pool = num_clients if eligible is None else len(eligible)
+    check_cohort_size(num_clients, cohort_size, pool)
+    chosen = _distinct(stream(seed, "cohort", round), pool, min(cohort_size, pool))
+    return np.sort(chosen if eligible is None else np.asarray(eligible, np.int64)[chosen])
+
+
+def uniform(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+    """Every cohort is equally likely."""
+    return draw_cohort(seed, round, len(sizes), cohort_size, None if sizes.all() else np.flatnonzero(sizes))
+
+
+def weighted(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+    """Clients one after the other, each with probability proportional to its samples, among those that are left.
+
+    Draws with replacement are taken in their order, repeats passed over; that is the distribution wanted. Where few
+    clients have most samples it may take for ever, so after 2 cohort_size draws the rest of the cohort are the clients
+    with the smallest E_k / n_k, E_k exponential variates (Efraimidis and Spirakis, "Weighted random sampling with a
+    reservoir", 2006): the same distribution, for O(num_clients) logarithms. Time is O(num_clients) additions else.
+    """
+    eligible = np.flatnonzero(sizes)
+    check_cohort_size(len(sizes), cohort_size, len(eligible))
+    if cohort_size >= len(eligible):
+        return eligible
+    rng = stream(seed, "cohort", round)
+    ends = np.cumsum(sizes, dtype=np.float64)  # one addition after the other: the same sums everywhere
+    drawn = np.searchsorted(ends, uniforms(rng, 2 * cohort_size) * ends[-1], side="right")
+    _, first = np.unique(drawn, return_index=True)
+    chosen = drawn[np.sort(first)[:cohort_size]]
+    if len(chosen) < cohort_size:
+        rest = np.setdiff1d(eligible, chosen, assume_unique=True)
+        keys = -log(uniforms(rng, len(rest))) / sizes[rest]
+        chosen = np.concatenate([chosen, rest[np.argsort(keys, kind="stable")[: cohort_size - len(chosen)]]])
+    return np.sort(chosen)
+
+
+def round_robin(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+    """Clients in turn, in an order that is shuffled once: nobody is drawn again before everybody else has been.
+
+    Round r (from 1) takes the places from (r - 1) * cohort_size on, and begins again after the last. The order, 8 bytes
+    a client, is kept from round to round.
+    """
+    eligible = np.flatnonzero(sizes)
+    check_cohort_size(len(sizes), cohort_size, len(eligible))
+    size = min(cohort_size, len(eligible))
+    places = ((round - 1) * size % len(eligible) + np.arange(size)) % len(eligible)
+    return np.sort(eligible[_turns(seed, len(eligible))[places]])
+
+
+@lru_cache(maxsize=1)
+def _turns(seed: int, pool: int) -> np.ndarray:
+    return shuffled(stream(seed, "round_robin"), pool)
+
+
+def check_cohort_size(num_clients: int, cohort_size: int, pool: int) -> None:
+    """Raise ConfigError where `cohort_size` is not from 1 to `num_clients`, or `pool`, those with samples, is 0."""
     if not 1 <= cohort_size <= num_clients:
         raise ConfigError(f"cohort_size: {cohort_size} clients cannot be drawn from {num_clients}; "
                           f"allowed are 1 to {num_clients}")
-    pool = num_clients if eligible is None else len(eligible)
     if pool == 0:
         raise ConfigError(f"none of the {num_clients} clients has samples: check the partition (allow_empty)")
-    chosen = _distinct(stream(seed, "cohort", round), pool, min(cohort_size, pool))
-    return np.sort(chosen if eligible is None else np.asarray(eligible, np.int64)[chosen])
 
 
 def _distinct(rng: np.random.Generator, pool: int, count: int) -> np.ndarray:
@@ -67,3 +144,7 @@ def _distinct(rng: np.random.Generator, pool: int, count: int) -> np.ndarray:
         _, first = np.unique(drawn, return_index=True)
         found = drawn[np.sort(first)]
     return found
+
+
+SAMPLERS: MappingProxyType[str, Sampler] = MappingProxyType({"uniform": uniform, "weighted": weighted,
+                                                             "round_robin": round_robin})

@@ -81,13 +81,15 @@ class ClientHost:
         """Train the clients of `order`, adding up (needs "mean") or keeping their updates.
 
         A client whose code raises, or whose update is not finite, contributes nothing and is reported. An update
-        that does not fit the model is a fault of the program: the rest is left, and the report says so.
+        that does not fit the model is a fault of the program: the rest is left, and the report says so. Clients that
+        are not begun by the deadline of `order` are left without a word.
         """
         began = time.perf_counter()
         total = self._begin(order)
         metrics, outcomes, problems, refused = MetricSum(), [], [], ""
         for client_id in order.clients:
-            if self.stopping.is_set():
+            is_late = order.deadline is not None and time.perf_counter() - began >= order.deadline
+            if is_late or self.stopping.is_set():
                 break
             started = time.perf_counter()
             try:

@@ -60,7 +60,8 @@ class Fit(Message, frozen=True):
     """Train these clients, in this order, from the weights of the last broadcast.
 
     `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
-    that the aggregator weighs each update by a rule of its own.
+    that the aggregator weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no
+    further client; those are in no report.
     """
 
     round: int
@@ -72,6 +73,7 @@ class Fit(Message, frozen=True):
     reduction: Literal["exact", "float32", "float64"]
     total_samples: int
     cohort_size: int
+    deadline: float | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federation.data.sampling import cohort_size_of, draw_cohort
+from federation.data.sampling import Sampler
 from federation.errors import FederationError
 
 
@@ -40,10 +40,9 @@ class ClientTable:
             return self._own[self._order[index]]
         return ClientProxy(partition_client(index), int(self._sizes[index]))
 
-    def cohort(self, seed: int, round: int, cohort_size: int | None, fraction: float | None) -> list[ClientProxy]:
-        """The clients of round `round`: `cohort_size` of them, or `fraction`, or all; those without samples left out."""
-        size = cohort_size or cohort_size_of(fraction or 1.0, len(self))
-        return [self[index] for index in draw_cohort(seed, round, len(self), size, self.eligible())]
+    def draw(self, sampler: Sampler, seed: int, round: int, count: int) -> list[ClientProxy]:
+        """`count` clients for round `round`, in table order; fewer where `sampler` finds no more that it may draw."""
+        return [self[index] for index in sampler(seed, round, self.sizes, count).tolist()]
 
     def add(self, client: ClientProxy) -> None:
         """A rank brings a client of its own; its name must be new."""
@@ -60,10 +59,12 @@ class ClientTable:
         self._own = {name: client for name, client in self._own.items() if client.rank != rank}
         self._order = sorted(self._own, key=natural)
 
-    def eligible(self) -> np.ndarray | None:
-        """Indices of the clients that have samples, int64; None when all have."""
-        sizes = np.array([self._own[name].num_samples for name in self._order]) if self._order else self._sizes
-        return None if sizes.all() else np.flatnonzero(sizes)
+    @property
+    def sizes(self) -> np.ndarray:
+        """Samples by client, int64, in table order; borrowed."""
+        if self._order:
+            return np.array([self._own[name].num_samples for name in self._order], np.int64)
+        return self._sizes
 
 
 def partition_client(index: int) -> str:

@@ -18,7 +18,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round is to do: who trains, with which settings, and what is to be brought together."""
+    """What a round is to do: who trains, with which settings, and what is to be brought together.
+
+    deadline: seconds after which ranks begin no further client; None: no limit. late: clients that were drawn beside
+    the cohort and are too late by the virtual clock. virtual_seconds: what the round takes by it; None without one.
+    """
 
     round: int
     cohort: Sequence[ClientProxy]
@@ -27,6 +31,9 @@ class Plan:
     weighting: Weighting = "samples"
     weighs: bool = False
     reduction: Literal["exact", "float32", "float64"] = "exact"
+    deadline: float | None = None
+    late: int = 0
+    virtual_seconds: float | None = None
 
     @property
     def total_samples(self) -> int:
@@ -54,6 +61,12 @@ class Fitted:
         return [outcome.client_id for outcome in self.outcomes if outcome.num_samples]
 
     @property
+    def late(self) -> list[str]:
+        """The clients that were not begun by the deadline."""
+        reported = {outcome.client_id for outcome in self.outcomes} | {problem.client_id for problem in self.problems}
+        return [client.client_id for client in self.plan.cohort if client.client_id not in reported]
+
+    @property
     def num_samples(self) -> int:
         """Samples that the contributing clients trained on."""
         return sum(outcome.num_samples for outcome in self.outcomes)
@@ -77,6 +90,7 @@ def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["dro
         if problem.kind == "diverged" and on_divergence == "raise":
             raise Diverged(problem.client_id, problem.reason)
     if len(fitted.outcomes) < min_clients:
+        late = f". Late: {', '.join(fitted.late)}" if fitted.late else ""
         raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "
                          f"succeeded; min_clients={min_clients}. Failed: "
-                         f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}")
+                         f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}{late}")

@@ -200,7 +200,7 @@ class ServerNode:
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     weighs=plan.weighs, reduction=plan.reduction, cohort_size=len(plan.cohort),
-                    total_samples=plan.total_samples)
+                    total_samples=plan.total_samples, deadline=plan.deadline)
         shares = self._shares(plan.cohort)
 
         def order_of(rank: int) -> Fit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from federation.builtin.trainers.cohorts import Cohorts
 from federation.config import TrainerConfig, trainer_config
 from federation.core.aggregator import Aggregator, MatrixAggregator, MeanAggregator, RoundStats
 from federation.core.model import Model
@@ -47,6 +48,7 @@ class DefaultTrainer(Trainer):
         self.on_divergence = on_divergence
         self.recorder = recorder or Recorder()
         self.timer = Timer()
+        self._cohorts = Cohorts(self.config, seed)
         self._fit_config = dict(fit_config or {})
         self._spare = Weights.zeros(self.weights.layout)
         self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
@@ -78,11 +80,15 @@ class DefaultTrainer(Trainer):
 
     def plan(self, number: int) -> Plan:
         """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""
-        cohort = self.server.clients.cohort(self.seed, number, self.config.cohort_size, self.config.fraction)
+        cohort = self._cohorts.draw(self.server.clients, number)
         aggregator = self.aggregator
         mean = aggregator if isinstance(aggregator, MeanAggregator) else None
-        return Plan(number, cohort, self._fit_config, aggregator.needs, mean.weighting if mean else "samples",
-                    mean.weighs if mean else False, self.reduction)
+        config = dict(self._fit_config)
+        if aggregator.metrics_needed:
+            config["metrics"] = list(aggregator.metrics_needed)
+        return Plan(number, cohort.clients, config, aggregator.needs, mean.weighting if mean else "samples",
+                    mean.weighs if mean else False, self.reduction, cohort.deadline, cohort.late,
+                    cohort.virtual_seconds)
 
     async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
         """What the aggregator needs of the clients' updates: their mean, what it makes of the matrix, or every row."""
@@ -133,9 +139,17 @@ class DefaultTrainer(Trainer):
                     for key, value in fitted.metrics.means().items()}
         failures = {problem.client_id: f"{problem.kind}: {problem.reason}" for problem in fitted.problems}
         return {"round": self.round, "cohort_size": len(fitted.plan.cohort), "clients_failed": len(failures),
-                **({"failures": failures} if failures else {}), "num_samples": fitted.num_samples, **training, **metrics,
-                "seconds": self._seconds(fitted), "bytes_down": nbytes * len(fitted.plan.cohort),
+                **({"failures": failures} if failures else {}), **self._lateness(fitted),
+                "num_samples": fitted.num_samples, **training, **metrics, "seconds": self._seconds(fitted),
+                "bytes_down": nbytes * (len(fitted.plan.cohort) + fitted.plan.late),
                 "bytes_up": nbytes * len(fitted.outcomes)}
+
+    def _lateness(self, fitted: Fitted) -> dict[str, float]:
+        """What is recorded of rounds that do not wait for everyone, or that are timed by the virtual clock."""
+        plan = fitted.plan
+        if plan.virtual_seconds is not None:
+            return {"clients_late": plan.late, "virtual_seconds": plan.virtual_seconds}
+        return {} if plan.deadline is None else {"clients_late": len(fitted.late)}
 
     def _seconds(self, fitted: Fitted) -> dict[str, float]:
         """Seconds by phase on this rank, and the longest and the mean fit over the ranks that trained."""
