@@ -52,10 +52,10 @@ class Latency:
         num_samples: the client's training samples. Raises ValueError for a number below 0.
         """
         if number < 0 or num_samples < 0:
-            raise ValueError(f"piece of work {number} of {client_id} with {num_samples} samples: neither may be negative")
+            raise ValueError(f"piece of work {number} of {client_id}, {num_samples} samples: neither may be negative")
         nominal = self.work_seconds + self.sample_seconds * num_samples
         # A client without samples has nothing to do; a tiny duration keeps events in order where work is free.
-        return max(nominal, 1e-9) * self.slowness(seed, client_id) * self._variate(seed, client_id, number)
+        return float(max(nominal, 1e-9) * self.slowness(seed, client_id) * self._variate(seed, client_id, number))
 
     def slowness(self, seed: int, client_id: str) -> float:
         """The factor by which client `client_id` is slower than the median client, for all that it does."""

@@ -44,7 +44,7 @@ def cohort_size_of(fraction: float | Decimal | Fraction, num_clients: int) -> in
 def over_selected(cohort_size: int, over_select: float | Decimal | Fraction) -> int:
     """The number of clients to draw so that `cohort_size` of them are in time: the ceiling of the exact product.
 
-    A float counts as the decimal number that it is written as, so 1.1 times 10 is 11. Raises ConfigError for a factor
+    A float counts as the decimal number that it is written as, so 1.1 times 50 is 55. Raises ConfigError for a factor
     below 1.
     """
     factor = exact_fraction(over_select)
