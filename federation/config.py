@@ -243,6 +243,9 @@ def _check_components(config: Config, checker: Checker) -> Config:
             _check_settings(component, settings, f"{kind}_config", _RESERVED[kind], checker)
     if config.data.enabled and checker.sound("data"):
         _check_data(config.data, checker)
+    trace, path = config.trainer_config.availability.trace, "trainer_config.availability.trace"
+    if trace is not None and config.mode != "client" and not Path(trace).is_file() and checker.sound(path):
+        checker.report(path, f"{trace}: there is no such file")
     return config
 
 

@@ -263,6 +263,27 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
     ("trainer_config: {fraction: 0.2, min_clients: 3}", "trainer_config.fraction"),
     ("trainer_config: {evaluate: clients}", "trainer_config.evaluate"),
     ("trainer_config: {evaluate: both}", "trainer_config.evaluate"),
+    ("trainer_config: {over_select: 1.3, latency: {kind: constant}}", "trainer_config.over_select"),
+    ("trainer_config: {over_select: 1.3, cohort_size: 3}", "trainer_config.over_select"),
+    ("trainer_config: {over_select: 1.3, fraction: 0.5, clock: real}", "trainer_config.over_select"),
+    ("trainer_config: {over_select: 0.9, fraction: 0.5}", "trainer_config.over_select"),
+    ("trainer_config: {deadline: 3}", "trainer_config.deadline"),
+    ("trainer_config: {deadline: 0, clock: real}", "trainer_config.deadline"),
+    ("trainer_config: {deadline: 3, clock: real, round_timeout: 3}", "trainer_config.deadline"),
+    ("trainer_config: {clock: real, latency: {kind: constant}}", "trainer_config.latency"),
+    ("trainer_config: {deadline: 3, latency: {spread: 0.5}}", "trainer_config.latency.kind"),
+    ("trainer_config: {latency: {kind: uniform, spread: 1.5}}", "trainer_config.latency"),
+    ("trainer_config: {latency: {kind: constant, spread: 0.5}}", "trainer_config.latency"),
+    ("trainer_config: {latency: {kind: constant, work_seconds: 0}}", "trainer_config.latency"),
+    ("trainer_config: {latency: {kind: constant, work_seconds: -1}}", "trainer_config.latency.work_seconds"),
+    ("trainer_config: {latency: {kind: gaussian}}", "trainer_config.latency.kind"),
+    ("trainer_config: {sampling: robin}", "trainer_config.sampling"),
+    ("trainer_config: {availability: {share: 0.3}}", "trainer_config.availability"),
+    ("trainer_config: {sampling: weighted, availability: {period: 3}}", "trainer_config.availability"),
+    ("trainer_config: {sampling: availability, availability: {trace: missing.csv}}", "trainer_config.availability.trace"),
+    ("trainer_config: {sampling: availability, availability: {trace: pyproject.toml, share: 0.3}}",
+     "trainer_config.availability.share"),
+    ("trainer_config: {sampling: availability, availability: {share: 0}}", "trainer_config.availability.share"),
     ("mode: client", "transport.address"),
     ("mode: client\nrole: server\ntransport: {address: 'a:1'}", "role"),
     ("role: client", "role"),
@@ -280,6 +301,20 @@ def test_impossible_combinations(problems, text, path):
     found = problems(text)
     assert [one for one in found if f": {path}: " in one], found
     assert len(found) <= 2
+
+
+@pytest.mark.parametrize("text", [
+    "{cohort_size: 3, over_select: 1.3, latency: {kind: exponential}}",
+    "{fraction: 0.3, over_select: 1.3, deadline: 2, latency: {kind: lognormal, spread: 0.5, client_spread: 1}}",
+    "{deadline: 2.5, clock: real}", "{deadline: 2, clock: real, round_timeout: 60}",
+    "{cohort_size: 3, over_select: 1.3, clock: real, deadline: 5}", "{latency: {kind: uniform, spread: 1}}",
+    "{sampling: availability}", "{sampling: availability, availability: {period: 10, round_length: 0.5, share: 0.3}}",
+    "{sampling: availability, availability: {trace: pyproject.toml, period: 4}}", "{sampling: weighted}",
+    "{sampling: round_robin, cohort_size: 3}",
+])
+def test_cohorts_and_clocks_that_go_together(load, text):
+    config = load(f"trainer_config: {text}")
+    assert load_config_from_dict(yaml.safe_load(dump_config(config))) == config
 
 
 def test_rules_about_refused_values_are_not_added(problems):
@@ -420,7 +455,10 @@ def test_what_is_written_reads_back(load, tmp_path):
 
 
 DECIDES = ["seed: 1", "num_clients: 11", "components: {model: model.numpy.linear}", "trainer_config: {fraction: 0.5}",
-           "trainer_config: {cohort_size: 5}", "data: {dataset: synthetic}", "data: {partitioner: dirichlet}",
+           "trainer_config: {cohort_size: 5}", "trainer_config: {sampling: weighted}",
+           "trainer_config: {sampling: availability, availability: {share: 0.3}}",
+           "trainer_config: {deadline: 3, clock: real}", "trainer_config: {latency: {kind: constant}}",
+           "data: {dataset: synthetic}", "data: {partitioner: dirichlet}",
            "data: {test_fraction: 0.1}", "data: {client_test_fraction: 0.1}", "reduction: float32",
            "on_divergence: raise",
            "threads: 2", "data: {partitioner_config: {min_size: 2}}"]
