@@ -7,9 +7,14 @@ integers, and + - * / sqrt, which IEEE 754 rounds exactly: a seed gives the same
 
 from __future__ import annotations
 
+import math
+from typing import TypeVar
+
 import numpy as np
 
 from federation.errors import DataError
+
+Real = TypeVar("Real", float, np.ndarray)
 
 _BLOCK = 1 << 13  # variates made at a time, so that intermediate results stay in the cache
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # its low bits are zero, so that k * _LN2_HIGH is exact for |k| < 2^20
@@ -128,14 +133,23 @@ def log(x: np.ndarray) -> np.ndarray:
     """The natural logarithm of float64 values above 0, within 2 units in the last place, the same bits everywhere."""
     mantissa, exponent = np.frexp(x)
     small = mantissa < 0.7071067811865476
-    mantissa = np.where(small, 2 * mantissa, mantissa)
-    exponent = exponent - small
+    return _scaled_log(np.where(small, 2 * mantissa, mantissa), (exponent - small).astype(np.float64))
+
+
+def log_of(x: float) -> float:
+    """As `log`, the same bits for one number in a twentieth of the time."""
+    mantissa, exponent = math.frexp(x)
+    small = mantissa < 0.7071067811865476
+    return _scaled_log(2 * mantissa if small else mantissa, float(exponent - small))
+
+
+def _scaled_log(mantissa: Real, exponent: Real) -> Real:
     s = (mantissa - 1) / (mantissa + 1)
     square = s * s
-    tail = np.zeros_like(s)
-    for power in range(21, 1, -2):  # log(m) = 2 (s + s^3/3 + s^5/5 + ...), |s| < 0.172
+    tail = square * (1 / 21)
+    for power in range(19, 1, -2):  # log(m) = 2 (s + s^3/3 + s^5/5 + ...), |s| < 0.172
         tail = (tail + 1 / power) * square
-    logarithm: np.ndarray = exponent * _LN2_HIGH + (2 * s + (2 * s * tail + exponent * _LN2_LOW))
+    logarithm: Real = exponent * _LN2_HIGH + (2 * s + (2 * s * tail + exponent * _LN2_LOW))
     return logarithm
 
 
@@ -143,8 +157,20 @@ def exp(x: np.ndarray) -> np.ndarray:
     """The exponential of float64 values, within 2 units in the last place, the same bits everywhere; 0 below -700."""
     clipped = np.clip(x, -700.0, 700.0)
     k = np.rint(clipped * 1.4426950408889634)
-    r = (clipped - k * _LN2_HIGH) - k * _LN2_LOW
-    total = np.ones_like(r)
-    for n in range(14, 0, -1):
+    exponential: np.ndarray = np.where(x < -700.0, 0.0, np.ldexp(_reduced_exp(clipped, k), k.astype(np.int32)))
+    return exponential
+
+
+def exp_of(x: float) -> float:
+    """As `exp`, the same bits for one number in a twentieth of the time."""
+    clipped = min(x, 700.0)
+    k = round(clipped * 1.4426950408889634)
+    return 0.0 if x < -700.0 else math.ldexp(_reduced_exp(clipped, float(k)), k)
+
+
+def _reduced_exp(x: Real, k: Real) -> Real:
+    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
+    total = 1 + r / 14
+    for n in range(13, 0, -1):
         total = 1 + total * r / n
-    return np.where(x < -700.0, 0.0, np.ldexp(total, k.astype(np.int32)))
+    return total

@@ -37,6 +37,15 @@ def test_exp_is_within_4_units_in_the_last_place() -> None:
     assert draws.exp(np.array([0.0, -1e9, -np.inf])).tolist() == [1.0, 0.0, 0.0]
 
 
+def test_single_numbers_have_the_bits_of_arrays() -> None:
+    rng = np.random.default_rng(2)
+    near_1 = 1 + 1e-9 * rng.random(100)
+    x = np.concatenate([np.exp(rng.uniform(-700, 700, 3000)), rng.random(3000), near_1, [1.0, 5e-324]])
+    assert [draws.log_of(value) for value in x.tolist()] == draws.log(x).tolist()
+    y = np.concatenate([rng.uniform(-720, 720, 3000), rng.uniform(-2, 2, 3000), [0.0, 700.0, -700.0, -700.1, 800.0]])
+    assert [draws.exp_of(value) for value in y.tolist()] == draws.exp(y).tolist()
+
+
 def test_uniforms_are_open_and_uniform() -> None:
     u = draws.uniforms(philox(1), 100_000)
     assert u.min() > 0
