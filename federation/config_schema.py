@@ -68,8 +68,8 @@ class LatencyConfig(Section, frozen=True, kw_only=True):
     sample_seconds: Annotated[float, Meta(ge=0, le=1e9, description="Seconds more for each of the client's "
                                           "samples.")] = 0.0
     spread: Annotated[float, Meta(ge=0, le=10, description="The variation. uniform: half the width, at most 1, around "
-                                  "1; lognormal: the standard deviation of its logarithm, around a median of 1; constant "
-                                  "and exponential (with mean 1) have none.")] = 0.0
+                                  "1; lognormal: the standard deviation of its logarithm, around a median of 1; "
+                                  "constant and exponential (with mean 1) have none.")] = 0.0
     client_spread: Annotated[float, Meta(ge=0, le=10, description="How clients differ: the standard deviation of the "
                                          "logarithm of their slowness, which is drawn once for each, with a median of "
                                          "1.")] = 0.0
@@ -88,8 +88,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
                                            "least one; instead of `cohort_size`.")] = None
     sampling: Annotated[Literal["uniform", "weighted", "round_robin", "availability"],
                         Meta(description="How clients are drawn. uniform: every cohort is equally likely; weighted: "
-                             "with probability by samples, without replacement; round_robin: in turn, in an order shuffled "
-                             "once; availability: uniformly among those that are available.")] = "uniform"
+                             "with probability by samples, without replacement; round_robin: in turn, in an order "
+                             "shuffled once; availability: uniformly among those that are available.")] = "uniform"
     availability: Annotated[AvailabilityConfig, Meta(description="When clients can be drawn, for `sampling: "
                                                      "availability`.")] = AvailabilityConfig()
     over_select: Annotated[float | None, Meta(ge=1, description="Draw this many times the clients of a cohort (rounded "

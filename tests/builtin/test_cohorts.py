@@ -87,7 +87,8 @@ def test_a_latency_alone_times_the_round() -> None:
 ])
 def test_too_few_in_time_is_an_error_with_numbers(deadline: float, least: int, message: str) -> None:
     with pytest.raises(RoundError) as caught:
-        draw([5, 1, 4, 2, 3], cohort_size=3, over_select=1.5, deadline=deadline, latency=by_samples(), min_clients=least)
+        draw([5, 1, 4, 2, 3], cohort_size=3, over_select=1.5, deadline=deadline, latency=by_samples(),
+             min_clients=least)
     assert str(caught.value) == message
 
 
@@ -155,7 +156,8 @@ def test_samplers_by_name(tmp_path: Path) -> None:
     sizes = [5, 0, 1, 9, 30, 2, 2, 8]
     expected = [f"client_{index}" for index in weighted(3, 2, np.array(sizes), 3)]
     assert names_of(draw(sizes, round=2, seed=3, cohort_size=3, sampling="weighted")) == expected
-    turns = [name for round in range(1, 8) for name in names_of(draw(sizes, round, cohort_size=1, sampling="round_robin"))]
+    turns = [name for round in range(1, 8)
+             for name in names_of(draw(sizes, round, cohort_size=1, sampling="round_robin"))]
     assert sorted(turns) == sorted(f"client_{index}" for index in range(8) if sizes[index])
     trace = tmp_path / "trace.csv"
     trace.write_text("client,start,end\n0,0,1\n3,0,2\n4,1,2\n")
@@ -254,8 +256,8 @@ def test_by_the_real_clock_all_that_are_drawn_may_count() -> None:
 def test_a_run_by_the_real_clock_records_who_is_late(clock, tmp_path: Path) -> None:
     config = {"mode": "serial", "num_clients": 6, "output_dir": str(tmp_path / "run"), "tracker": "none",
               "components": {"learner": f"{__name__}:Ticking"},
-              "trainer_config": {"max_rounds": 2, "cohort_size": 4, "over_select": 1.25, "clock": "real", "deadline": 2.5,
-                                 "evaluate": "none"}}
+              "trainer_config": {"max_rounds": 2, "cohort_size": 4, "over_select": 1.25, "clock": "real",
+                                 "deadline": 2.5, "evaluate": "none"}}
     result = federation.run(config)
     rows = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert [(row["cohort_size"], row["clients_late"], row["clients_failed"]) for row in rows] == [(5, 2, 0)] * 2

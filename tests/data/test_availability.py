@@ -42,7 +42,8 @@ def available(trace: Trace, time: float, num_clients: int = 4) -> list[int]:
 def test_a_trace_is_read_as_it_is_written(write) -> None:
     """From the start on, no longer at the end; client 3 has no interval, and is never available."""
     trace = read_trace(write(TRACE))
-    expected = {0: [0], 0.5: [0], 1: [0, 2], 1.999: [0, 2], 2: [2], 3.499: [2], 3.5: [], 5: [0], 5.5: [0, 1], 6: [], 8: []}
+    expected = {0: [0], 0.5: [0], 1: [0, 2], 1.999: [0, 2], 2: [2], 3.499: [2], 3.5: [], 5: [0], 5.5: [0, 1], 6: [],
+                8: []}
     assert {time: available(trace, time) for time in expected} == expected
 
 
@@ -56,12 +57,12 @@ def test_a_trace_with_a_period_begins_again(write) -> None:
 @given(intervals=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40), st.integers(1, 20)), min_size=1, max_size=20),
        period=st.none() | st.integers(60, 80), time=st.integers(0, 400))
 @settings(max_examples=150, deadline=None)
-def test_any_trace_agrees_with_its_intervals(intervals: list[tuple[int, int, int]], period: int | None, time: int) -> None:
-    columns = [np.array(column) for column in zip(*((client, start, start + length) for client, start, length in intervals),
-                                                  strict=True)]
+def test_any_trace_agrees_with_its_intervals(intervals: list[tuple[int, int, int]], period: int | None,
+                                             time: int) -> None:
+    clients, starts, lengths = (np.array(column) for column in zip(*intervals, strict=True))
     now = time if period is None else time % period
     expected = sorted({client for client, start, length in intervals if start <= now < start + length})
-    assert available(Trace(*columns, period), time, 7) == expected
+    assert available(Trace(clients, starts, starts + lengths, period), time, 7) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), [

@@ -70,8 +70,8 @@ class Cohorts:
         counting = sorted(index for index in first if deadline is None or seconds[index] <= deadline)
         if len(counting) < self._config.min_clients:
             raise RoundError(f"round {round}: {len(counting)} of the {len(drawn)} clients drawn are done by the "
-                             f"deadline, {deadline:g} s, and min_clients is {self._config.min_clients}; the first would be done "
-                             f"after {seconds[first[0]]:.4g} s")
+                             f"deadline, {deadline:g} s, and min_clients is {self._config.min_clients}; the first would be "
+                             f"done after {seconds[first[0]]:.4g} s")
         closes = max(seconds[index] for index in counting) if len(counting) == len(first) else deadline
         return Cohort([drawn[index] for index in counting], len(drawn) - len(counting), closes)
 
