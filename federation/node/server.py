@@ -27,7 +27,7 @@ from federation.core.aggregator import count_of
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import UpdateSum
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Weights
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
@@ -40,14 +40,11 @@ from federation.node.protocol import (
     Collect,
     Evaluate,
     EvaluateReport,
-    FetchState,
     FetchUpdate,
     Fit,
     FitReport,
     Hello,
     Leave,
-    Move,
-    Moved,
     Result,
     Shutdown,
     Update,
@@ -57,6 +54,7 @@ from federation.node.protocol import (
 from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Fitted, Plan, no_samples
 from federation.node.settings import NodeSettings
+from federation.node.state_keeper import StateKeeper
 from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
 from node_comm.node import Incoming, Node, RemoteFailure
@@ -106,10 +104,7 @@ class ServerNode:
         self._changed = asyncio.Event()
         self._costs = Costs()
         self._round = 0
-        self._state_ranks: dict[str, int] = {}  # where clients live that keep state
-        self._state_copies: dict[str, Weights] = {}  # copies of those that live elsewhere, as of the last checkpoint
-        self._state_changed: set[str] = set()  # whose copy is old, or missing
-        self._state_proposed: dict[str, int] = {}  # where clients want to keep new state, once the round commits
+        self.states = StateKeeper(self.host.states)
 
     @property
     def node(self) -> Node:
@@ -180,10 +175,7 @@ class ServerNode:
         if not isinstance(weights, Weights):
             weights = self._named(weights)
         num_model = len(weights) if num_model is None else num_model
-        self.host.states.commit()
-        self._state_ranks |= self._state_proposed
-        self._state_changed.update(self._state_proposed)
-        self._state_proposed = {}
+        self.states.commit()
         self.host.start_from(weights, num_model)
         if self._ranks:
             self.node.transport.seal()
@@ -206,7 +198,7 @@ class ServerNode:
         def order_of(rank: int) -> Fit:
             return msgspec.structs.replace(order, clients=shares.get(rank, []))
 
-        await self._bring_states(shares)
+        await self._bring(shares)
         reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round)
         return self._fitted(plan, shares, reports)
 
@@ -242,7 +234,7 @@ class ServerNode:
         def order_of(rank: int) -> Evaluate:
             return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []))
 
-        await self._bring_states(own)
+        await self._bring(own)
         reports = await self.everyone(EvaluateReport, order_of, self.host.evaluate, round)
         found = Evaluated(MetricSum(), MetricSum(), MetricSum())
         for report in reports.values():
@@ -269,7 +261,7 @@ class ServerNode:
                 results[client_id] = await self._call(rank, call)
 
         shares = self._shares(clients)
-        await self._bring_states(shares)
+        await self._bring(shares)
         try:
             async with asyncio.TaskGroup() as group:
                 for rank, share in shares.items():
@@ -279,38 +271,6 @@ class ServerNode:
         except* CommError as errors:
             raise errors.exceptions[0] from errors
         return [results[client.client_id] for client in clients]
-
-    async def client_states(self) -> dict[str, Weights]:
-        """What every client keeps, as of the last broadcast, for a checkpoint: by client, borrowed.
-
-        Costs one message for each client that has changed since the last call and lives on another rank; the copies
-        stay here, O(clients that keep state).
-        """
-        for client_id in sorted(self._state_changed):
-            if self._state_ranks[client_id] != 0:
-                fetch = FetchState(client_id=client_id)
-                answer, buffer = await self.node.request(self._state_ranks[client_id], fetch, timeout=self.round_timeout)
-                state = Weights.zeros(Layout.from_dict(_expect(answer, ClientState).layout))
-                if buffer is not None:
-                    np.copyto(state.buffer, buffer)
-                self._state_copies[client_id] = state
-        self._state_changed.clear()
-        return {client_id: self.host.states.whole(client_id) if rank == 0 else self._state_copies[client_id]
-                for client_id, rank in sorted(self._state_ranks.items())}
-
-    @property
-    def states_here(self) -> dict[str, Weights] | None:
-        """What every client keeps, where all that keep something live on this rank; None where a rank must be asked."""
-        if any(self._state_ranks.values()):
-            return None
-        return {client_id: self.host.states.whole(client_id) for client_id in sorted(self._state_ranks)}
-
-    def adopt_states(self, states: Mapping[str, Weights]) -> None:
-        """Take on what `client_states` returned in an earlier life; clients move on from here when they are wanted."""
-        for client_id, state in states.items():
-            self.host.states.put(client_id, state)
-            self._state_ranks[client_id] = 0
-            self._state_copies[client_id] = state
 
     # -- what a matrix of updates uses --------------------------------------------------------------------------------
 
@@ -361,29 +321,15 @@ class ServerNode:
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
-    async def _bring_states(self, shares: Mapping[int, Sequence[str]]) -> None:
-        """Have the clients that keep state moved to where they are placed."""
-        give: dict[int, dict[str, int]] = {}
-        take: dict[int, list[str]] = {}
-        for rank, share in shares.items():
-            for client_id in share:
-                home = self._state_ranks.get(client_id, rank)
-                if home != rank:
-                    give.setdefault(home, {})[client_id] = rank
-                    take.setdefault(rank, []).append(client_id)
-                    self._state_ranks[client_id] = rank
-        if not give:
-            return
-        async with self.deadline(self._round, "moving clients' states"), asyncio.TaskGroup() as group:
-            for rank in sorted({*give, *take} - {0}):
-                group.create_task(self._move(rank, Move(give=give.get(rank, {}), take=take.get(rank, []))))
-            group.create_task(self.host.states.send(self.node, give.get(0, {})))
-            group.create_task(self.host.states.wait_for(self.node, take.get(0, [])))
+    async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
+        async with self.deadline(self._round, "moving what clients keep"):
+            await self.states.bring(self.node, shares)
 
     async def _call(self, rank: int, call: Call) -> TrainResult | EvalResult:
         if rank == 0:
             result = await compute(self.host.call, call.client_id, call.method, call.config, call.round)
-            self._note_state(call.client_id, 0, call.client_id in self.host.states)
+            if call.client_id in self.host.states:
+                self.states.note(call.client_id, 0)
             return result
         weights = Weights.zeros(self.host.model_layout) if call.method == "fit" else None
         into = None if weights is None else weights.buffer
@@ -391,21 +337,17 @@ class ServerNode:
         reply = _expect(answer, Result)
         if reply.problem is not None:
             raise ClientError(call.client_id, reply.problem.details)
-        self._note_state(call.client_id, rank, reply.keeps)
+        if reply.keeps:
+            self.states.note(call.client_id, rank)
         if weights is None:
             return EvalResult(reply.num_samples, reply.metrics)
         return TrainResult(weights, reply.num_samples, reply.metrics)
-
-    def _note_state(self, client_id: str, rank: int, keeps: bool) -> None:
-        if keeps:
-            self._state_ranks[client_id] = rank
-            self._state_changed.add(client_id)
 
     def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
         """Which hosting rank does which of these clients."""
         costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        return place(costs, homes, self._hosting_ranks(), self._placement, preferred=self._state_ranks)
+        return place(costs, homes, self._hosting_ranks(), self._placement, preferred=self.states.homes)
 
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
                         round: int) -> dict[int, R]:
@@ -441,10 +383,6 @@ class ServerNode:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))
 
-    async def _move(self, rank: int, order: Move) -> None:
-        answer, _ = await self.node.request(rank, order)
-        _expect(answer, Moved)
-
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         for report in reports.values():
             if report.refused:
@@ -457,7 +395,7 @@ class ServerNode:
         for outcome in outcomes.values():
             self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
         rank_of = {name: rank for rank, share in shares.items() for name in share}
-        self._state_proposed = {outcome.client_id: rank_of[outcome.client_id] for outcome in outcomes.values() if outcome.keeps}
+        self.states.propose({name: rank_of[name] for name, outcome in outcomes.items() if outcome.keeps})
         names = [client.client_id for client in plan.cohort]
         return Fitted(plan=plan, outcomes=[outcomes[name] for name in names if name in outcomes],
                       problems=[problems[name] for name in names if name in problems], metrics=metrics,

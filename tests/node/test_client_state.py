@@ -90,7 +90,7 @@ async def rounds(server, cohorts, first=1, weights=None):
         await server.mean(fitted, out=new)
         weights = new
         await server.broadcast_weights(weights)
-    return weights.sha256(), plain(await server.client_states())
+    return weights.sha256(), plain(await server.states.collect(server.node, 10))
 
 
 COHORTS = [[0, 1, 2, 3], [1, 2, 4], [0, 4], [2, 3, 4], [0, 1, 2, 3, 4], [1]]
@@ -111,12 +111,12 @@ def test_states_go_through_a_checkpoint(ranks):
     async def first(server):
         weights = Weights.of(MODEL)
         await rounds(server, COHORTS[:3], weights=weights)
-        return server.weights.copy(), {name: state.copy() for name, state in (await server.client_states()).items()}
+        return server.weights.copy(), {name: state.copy() for name, state in (await server.states.collect(server.node, 10)).items()}
 
     weights, states = in_world(2, first)
 
     async def second(server):
-        server.adopt_states(states)
+        server.states.adopt(states)
         return await rounds(server, COHORTS[3:], first=4, weights=weights)
 
     assert in_world(ranks, second) == in_world(0, lambda server: rounds(server, COHORTS))
@@ -129,11 +129,11 @@ def test_a_round_that_does_not_commit_leaves_no_trace(ranks):
         await server.broadcast_weights(Weights.of(MODEL))
         cohort = [server.clients[index] for index in range(CLIENTS)]
         await server.fit(Plan(1, cohort))
-        assert await server.client_states() == {}
+        assert await server.states.collect(server.node, 10) == {}
         server._placement = "last_rank"
         await server.fit(Plan(1, cohort[:2]))
         await server.broadcast_weights(Weights.of(MODEL))
-        return plain(await server.client_states())
+        return plain(await server.states.collect(server.node, 10))
 
     assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {"client_0": 1, "client_1": 1}
 
@@ -146,7 +146,7 @@ def test_a_program_of_its_own_keeps_state_too(ranks):
         for policy in ("balanced", "last_rank"):
             server._placement = policy
             await server.collect_results(server.get_connected_clients(), "fit")
-        return plain(await server.client_states())
+        return plain(await server.states.collect(server.node, 10))
 
     assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {
         f"client_{index}": 2 for index in range(CLIENTS)}
@@ -161,7 +161,7 @@ def test_local_parameters_stay_with_their_clients(ranks):
         rows = []
         trainer.recorder.record = rows.append
         await trainer.run()
-        return trainer.weights["head"].tolist(), plain(await server.client_states()), rows
+        return trainer.weights["head"].tolist(), plain(await server.states.collect(server.node, 10)), rows
 
     head, states, rows = in_world(ranks, program, local_parameters=["he*"])
     assert head == [0.0]

@@ -161,7 +161,7 @@ class DefaultTrainer(Trainer):
         """Save a checkpoint if one is due, the state of clients on other ranks included."""
         last = number == self.config.max_rounds
         if self.recorder.is_due(number, last=last):
-            self._client_states = number, await self.server.client_states()
+            self._client_states = number, await self.server.states.collect(self.server.node, self.server.round_timeout)
             snapshot = self.snapshot()
             assert snapshot is not None
             self.recorder.checkpoint(snapshot)
@@ -173,7 +173,7 @@ class DefaultTrainer(Trainer):
         """
         collected, states = self._client_states
         if collected != self.round:
-            here = self.server.states_here
+            here = self.server.states.whole()
             if here is None:
                 return None
             states = here
@@ -189,7 +189,7 @@ class DefaultTrainer(Trainer):
         if self._num_model < len(self.weights):
             self.weights.tail(self._num_model).copy_from(server.pop(SHARED), who="the checkpoint")
         self.aggregator.load(server)
-        self.server.adopt_states(snapshot.clients)
+        self.server.states.adopt(snapshot.clients)
         self.round = snapshot.round
 
 

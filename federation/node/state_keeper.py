@@ -1,0 +1,98 @@
+"""What the server knows of clients that keep state: where each lives, and copies for the checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from federation.core.weights import Layout, Weights
+from federation.node.client_state import ClientStates
+from federation.node.protocol import ClientState, FetchState, Move, Moved
+from node_comm.node import Node
+
+
+class StateKeeper:
+    """Moves clients between ranks with what they keep, and collects it. O(clients that keep something).
+
+    `here` are the states on the server's own rank. A client may train anywhere; where placement puts it, its state goes
+    before. Nothing is known, and nothing is sent, of clients that keep nothing.
+    """
+
+    def __init__(self, here: ClientStates) -> None:
+        self.homes: dict[str, int] = {}  # the rank where each client lives that keeps state
+        self._here = here
+        self._copies: dict[str, Weights] = {}  # of those that live elsewhere, as of the last `collect`
+        self._changed: set[str] = set()  # whose copy is old, or missing
+        self._proposed: dict[str, int] = {}  # where clients want to keep new state, once the round commits
+
+    def propose(self, ranks: Mapping[str, int]) -> None:
+        """These clients have trained on these ranks, and keep something if the round commits; others do not."""
+        self._proposed = dict(ranks)
+
+    def commit(self) -> None:
+        """The round counts."""
+        self._here.commit()
+        self.homes |= self._proposed
+        self._changed.update(self._proposed)
+        self._proposed = {}
+
+    def note(self, client_id: str, rank: int) -> None:
+        """This client keeps something new on `rank`, outside of any round."""
+        self.homes[client_id] = rank
+        self._changed.add(client_id)
+
+    async def bring(self, node: Node, shares: Mapping[int, Sequence[str]]) -> None:
+        """Have the clients moved that are wanted on another rank than theirs: one message a client, rank to rank."""
+        give: dict[int, dict[str, int]] = {}
+        take: dict[int, list[str]] = {}
+        for rank, share in shares.items():
+            for client_id in share:
+                home = self.homes.get(client_id, rank)
+                if home != rank:
+                    give.setdefault(home, {})[client_id] = rank
+                    take.setdefault(rank, []).append(client_id)
+                    self.homes[client_id] = rank
+        if not give:
+            return
+
+        async def move(rank: int) -> None:
+            answer, _ = await node.request(rank, Move(give=give.get(rank, {}), take=take.get(rank, [])))
+            assert isinstance(answer, Moved), answer
+
+        async with asyncio.TaskGroup() as group:
+            for rank in sorted({*give, *take} - {0}):
+                group.create_task(move(rank))
+            group.create_task(self._here.send(node, give.get(0, {})))
+            group.create_task(self._here.wait_for(node, take.get(0, [])))
+
+    async def collect(self, node: Node, timeout: float | None) -> dict[str, Weights]:
+        """What every client keeps, as of the last commit, by client; borrowed.
+
+        One message for each client that has changed since the last call and lives on another rank.
+        """
+        for client_id in sorted(self._changed):
+            if self.homes[client_id] != 0:
+                answer, buffer = await node.request(self.homes[client_id], FetchState(client_id=client_id), timeout=timeout)
+                assert isinstance(answer, ClientState), answer
+                state = Weights.zeros(Layout.from_dict(answer.layout))
+                if buffer is not None:
+                    np.copyto(state.buffer, buffer)
+                self._copies[client_id] = state
+        self._changed.clear()
+        return {client_id: self._here.whole(client_id) if rank == 0 else self._copies[client_id]
+                for client_id, rank in sorted(self.homes.items())}
+
+    def whole(self) -> dict[str, Weights] | None:
+        """What every client keeps, where all that keep something live here; None where a rank must be asked."""
+        if any(self.homes.values()):
+            return None
+        return {client_id: self._here.whole(client_id) for client_id in sorted(self.homes)}
+
+    def adopt(self, states: Mapping[str, Weights]) -> None:
+        """Take on what `collect` returned in an earlier life; clients move on from here when they are wanted."""
+        for client_id, state in states.items():
+            self._here.put(client_id, state)
+            self.homes[client_id] = 0
+            self._copies[client_id] = state
