@@ -7,8 +7,29 @@ from typing import TYPE_CHECKING
 from federation.lazy import lazy
 
 if TYPE_CHECKING:
+    from federation.builtin.aggregators.bulyan import BulyanAggregator
+    from federation.builtin.aggregators.centred_clipping import CentredClippingAggregator
+    from federation.builtin.aggregators.fedadagrad import FedAdagradAggregator
+    from federation.builtin.aggregators.fedadam import FedAdamAggregator
     from federation.builtin.aggregators.fedavg import FedAvgAggregator
+    from federation.builtin.aggregators.fedavgm import FedAvgMAggregator
+    from federation.builtin.aggregators.feddyn import FedDynAggregator
+    from federation.builtin.aggregators.fednova import FedNovaAggregator
+    from federation.builtin.aggregators.fedprox import FedProxAggregator
+    from federation.builtin.aggregators.fedyogi import FedYogiAggregator
+    from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
+    from federation.builtin.aggregators.krum import KrumAggregator
+    from federation.builtin.aggregators.median import MedianAggregator
+    from federation.builtin.aggregators.multikrum import MultiKrumAggregator
+    from federation.builtin.aggregators.norm_clipping import NormClippingAggregator
+    from federation.builtin.aggregators.qfedavg import QFedAvgAggregator
+    from federation.builtin.aggregators.scaffold import ScaffoldAggregator
+    from federation.builtin.aggregators.trimmed_mean import TrimmedMeanAggregator
     from federation.builtin.learners.default import DefaultLearner
+    from federation.builtin.learners.ditto import DittoLearner
+    from federation.builtin.learners.feddyn import FedDynLearner
+    from federation.builtin.learners.fedprox import FedProxLearner
+    from federation.builtin.learners.scaffold import ScaffoldLearner
     from federation.builtin.learners.sklearn import SklearnLearner
     from federation.builtin.models.cnn import CNNModel
     from federation.builtin.models.linear import LinearModel
@@ -18,27 +39,69 @@ if TYPE_CHECKING:
     from federation.builtin.trainers.default import DefaultTrainer
 
 _HOMES = {
+    "BulyanAggregator": "federation.builtin.aggregators.bulyan",
     "CNNModel": "federation.builtin.models.cnn",
+    "CentredClippingAggregator": "federation.builtin.aggregators.centred_clipping",
     "DefaultLearner": "federation.builtin.learners.default",
     "DefaultTrainer": "federation.builtin.trainers.default",
+    "DittoLearner": "federation.builtin.learners.ditto",
+    "FedAdagradAggregator": "federation.builtin.aggregators.fedadagrad",
+    "FedAdamAggregator": "federation.builtin.aggregators.fedadam",
     "FedAvgAggregator": "federation.builtin.aggregators.fedavg",
+    "FedAvgMAggregator": "federation.builtin.aggregators.fedavgm",
+    "FedDynAggregator": "federation.builtin.aggregators.feddyn",
+    "FedDynLearner": "federation.builtin.learners.feddyn",
+    "FedNovaAggregator": "federation.builtin.aggregators.fednova",
+    "FedProxAggregator": "federation.builtin.aggregators.fedprox",
+    "FedProxLearner": "federation.builtin.learners.fedprox",
+    "FedYogiAggregator": "federation.builtin.aggregators.fedyogi",
+    "GeometricMedianAggregator": "federation.builtin.aggregators.geometric_median",
+    "KrumAggregator": "federation.builtin.aggregators.krum",
     "LinearModel": "federation.builtin.models.linear",
     "LogisticModel": "federation.builtin.models.logistic",
     "MLPModel": "federation.builtin.models.mlp",
+    "MedianAggregator": "federation.builtin.aggregators.median",
+    "MultiKrumAggregator": "federation.builtin.aggregators.multikrum",
+    "NormClippingAggregator": "federation.builtin.aggregators.norm_clipping",
+    "QFedAvgAggregator": "federation.builtin.aggregators.qfedavg",
+    "ScaffoldAggregator": "federation.builtin.aggregators.scaffold",
+    "ScaffoldLearner": "federation.builtin.learners.scaffold",
     "SklearnLearner": "federation.builtin.learners.sklearn",
     "TorchModel": "federation.builtin.models.torch_model",
+    "TrimmedMeanAggregator": "federation.builtin.aggregators.trimmed_mean",
 }
 
 __all__ = [
+    "BulyanAggregator",
     "CNNModel",
+    "CentredClippingAggregator",
     "DefaultLearner",
     "DefaultTrainer",
+    "DittoLearner",
+    "FedAdagradAggregator",
+    "FedAdamAggregator",
     "FedAvgAggregator",
+    "FedAvgMAggregator",
+    "FedDynAggregator",
+    "FedDynLearner",
+    "FedNovaAggregator",
+    "FedProxAggregator",
+    "FedProxLearner",
+    "FedYogiAggregator",
+    "GeometricMedianAggregator",
+    "KrumAggregator",
     "LinearModel",
     "LogisticModel",
     "MLPModel",
+    "MedianAggregator",
+    "MultiKrumAggregator",
+    "NormClippingAggregator",
+    "QFedAvgAggregator",
+    "ScaffoldAggregator",
+    "ScaffoldLearner",
     "SklearnLearner",
     "TorchModel",
+    "TrimmedMeanAggregator",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES, globals())

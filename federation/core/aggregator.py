@@ -109,6 +109,10 @@ class MeanAggregator(Aggregator):
         count = count_of(self.weighting, update.num_samples)
         return Contribution(count, count)
 
+    def divisor(self, total: float, stats: RoundStats) -> float:
+        """What the sum is divided by; `total` is the sum of the contributions' divisors."""
+        return total
+
     @property
     def weighs(self) -> bool:
         """Whether updates are weighed by a rule of this class's own."""
@@ -136,10 +140,12 @@ class MeanAggregator(Aggregator):
             contribution = self.weigh(update, start) if count else Contribution(0, 0)
             total.add(update.client_id, update.weights, count, contribution)
             metrics.add(update.metrics, update.num_samples)
+        num_samples = sum(update.num_samples for update in updates)
+        stats = RoundStats(0, len(updates), sum(map(bool, counts)), num_samples, metrics.means())
+        total.divisor = self.divisor(total.divisor, stats)
         mean = Weights.zeros(start.layout)
         total.mean_into(mean)
-        num_samples = sum(update.num_samples for update in updates)
-        self.step(start, mean, RoundStats(0, len(updates), len(updates), num_samples, metrics.means()))
+        self.step(start, mean, stats)
         return mean
 
 

@@ -195,7 +195,7 @@ class ExactSum(UpdateSum):
 
     def _add_array(self, client_id: str, index: int, array: np.ndarray, share: float,
                    undo: list[Callable[[], object]]) -> None:
-        values, start = _comparable(array, self._start[index])
+        values, start = comparable(array, self._start[index])
         factor = math.ldexp(share, self._exponents[index] - self._log2_c)
         first = self._parts(index, 1)[0]
         found = kernels.accumulate(first, values, start, factor, self._limit)
@@ -333,8 +333,8 @@ def _exponent(peak: float, dtype: np.dtype) -> int:
     return 61 - (log2_ceil + 10)
 
 
-def _comparable(array: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`array` and `start` in one dtype that holds the values of both."""
+def comparable(array: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`array` and `start` in one dtype that holds the values of both; C order, no copy where none is needed."""
     if native_order(array.dtype) == start.dtype:
         return plain(array), start
     if start.dtype.kind in "biu":

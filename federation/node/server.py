@@ -202,16 +202,17 @@ class ServerNode:
         reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round)
         return self._fitted(plan, shares, reports)
 
-    async def mean(self, fitted: Fitted, out: Weights) -> None:
+    async def mean(self, fitted: Fitted, out: Weights, divisor: Callable[[float], float] = lambda total: total) -> None:
         """Bring the ranks' sums together, in one reduction, and write their weighted mean into `out`.
 
-        RoundError when the samples of all clients add up to zero.
+        `divisor` makes what the sum is divided by of the sum of what clients count for. RoundError when the samples of
+        all clients add up to zero.
         """
         total = await self.reduced(Collect(round=fitted.plan.round, limbs=fitted.limbs))
         total.num_samples = sum(count_of(fitted.plan.weighting, outcome.num_samples) for outcome in fitted.outcomes)
-        total.divisor = math.fsum(outcome.divisor for outcome in fitted.outcomes)
         if total.num_samples == 0:
             raise no_samples(fitted)
+        total.divisor = divisor(math.fsum(outcome.divisor for outcome in fitted.outcomes))
         await compute(total.mean_into, out)
 
     async def updates(self, fitted: Fitted) -> list[ClientUpdate]:

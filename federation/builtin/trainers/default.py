@@ -96,13 +96,14 @@ class DefaultTrainer(Trainer):
             await self.aggregator.step(DistributedMatrix(self.server, fitted), self._spare)
             return self._spare
         if isinstance(self.aggregator, MeanAggregator):
-            await self.server.mean(fitted, out=self._spare)
+            divisor, stats = self.aggregator.divisor, self.stats(fitted)
+            await self.server.mean(fitted, self._spare, lambda total: divisor(total, stats))
             return self._spare
         return await self.server.updates(fitted)
 
     def stats(self, fitted: Fitted) -> RoundStats:
         """What the aggregator may know of the round."""
-        return RoundStats(fitted.plan.round, len(self.server.clients), len(fitted.outcomes), fitted.num_samples,
+        return RoundStats(fitted.plan.round, len(self.server.clients), len(fitted.contributing), fitted.num_samples,
                           fitted.metrics.means())
 
     def commit(self, number: int, gathered: Weights | list[ClientUpdate], stats: RoundStats) -> None:

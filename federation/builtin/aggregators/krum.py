@@ -1,0 +1,24 @@
+"""Krum: Blanchard et al. 2017, "Machine learning with adversaries: Byzantine tolerant gradient descent"."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+
+from federation.builtin.aggregators.krum_scores import KrumFamily, krum_scores, squared_distances
+from federation.core.matrix import Matrix
+from federation.core.weights import Weights
+
+
+@final
+class KrumAggregator(KrumFamily):
+    """The update with the smallest sum of squared distances to its n - f - 2 closest others, exactly as it is.
+
+    Of equal scores, the first in the cohort counts. Needs n >= 2f + 3 updates.
+    """
+
+    async def step(self, matrix: Matrix, out: Weights) -> None:
+        """The inner products choose; one row travels."""
+        scores = krum_scores(squared_distances(await matrix.gram()), self.num_byzantine)
+        await matrix.row(int(np.argmin(scores)), out)
