@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from federation.builtin.steps.torch_arrays import as_tensor
 from federation.builtin.steps.torch_steps import TorchSteps
 from federation.core.model import Model
 from federation.core.types import WeightsLike
@@ -55,8 +56,9 @@ class TorchModel(Model):
         """Move the module's tensors into a buffer of this model's own."""
         tensors = dict(_tensors(self.module))
         _check(tensors)
+        buffers = [name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)]
         self._weights = Weights.zeros(Layout(list(tensors), [tuple(tensor.shape) for tensor in tensors.values()],
-                                             [_numpy_dtype(tensor.dtype) for tensor in tensors.values()]))
+                                             [_numpy_dtype(tensor.dtype) for tensor in tensors.values()], buffers))
         self._weights.borrowed = True
         self._slots = []
         for name, tensor in tensors.items():
@@ -111,13 +113,6 @@ class TorchModel(Model):
         return clone
 
 
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the array's memory; bfloat16 included, which NumPy and torch share no name for."""
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of `state_dict`, each once, in the order of the layout."""
     named = list(module.named_parameters())
@@ -136,7 +131,8 @@ def _check(tensors: dict[str, torch.Tensor]) -> None:
         if nn.parameter.is_lazy(tensor):
             raise ConfigError(f"{name} has no shape yet: run the module once on a sample before wrapping it")
         if tensor.device.type != "cpu":
-            raise ConfigError(f"{name} is on {tensor.device}: models are trained on the CPU (module.to('cpu'))")
+            raise ConfigError(f"{name} is on {tensor.device}: a model's weights live on the CPU (module.to('cpu')), wherever "
+                              "it is trained (learner_config.device)")
         if tensor.numel():
             start = tensor.data_ptr()
             extent = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,14 +15,23 @@ from federation.errors import ConfigError, DataError
 #: Adam's constants (Kingma and Ba 2015, Algorithm 1).
 ADAM_BETA1, ADAM_BETA2, ADAM_EPSILON = 0.9, 0.999, 1e-8
 
+#: What keeps the division by a gradient's norm finite, in clip_norm as in torch.nn.utils.clip_grad_norm_.
+CLIP_EPSILON = 1e-6
+
 Loss = Literal["cross_entropy", "mse"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The optimiser, plain SGD with (heavy-ball) momentum or Adam, and the loss.
+    """How a step is taken: the optimiser, plain SGD with (heavy-ball) momentum or Adam, and the loss.
 
-    `weight_decay` times the parameter is added to the gradient in both. `momentum` is for SGD alone.
+    In each step: the gradient of the batch's mean loss is scaled down to a norm of `clip_norm`, over all trainable
+    parameters together, where it is longer; then a Correction is added, then `weight_decay` times the parameter, then the
+    optimiser moves. `momentum` is for SGD alone.
+
+    precision: of the passes through the model in training; parameters, gradients and evaluation keep the model's own.
+    device: "cpu", "cuda:N", or "cuda" and "auto", which choose (see federation.builtin.steps.device).
     """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -29,6 +39,9 @@ class StepSettings:
     momentum: float = 0.0
     weight_decay: float = 0.0
     loss: Literal["auto", Loss] = "auto"
+    clip_norm: float | None = None
+    precision: Precision = "float32"
+    device: str = "cpu"
 
     def loss_for(self, y: np.ndarray) -> Loss:
         """The loss for targets `y`: "auto" is cross_entropy for integers, which are class labels, and mse for floats.
@@ -47,8 +60,26 @@ class StepSettings:
         return kind
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What is added to the gradient of the loss: proximal * (w - anchor) + linear, for each trainable parameter w.
+
+    That is the gradient of proximal/2 * ||w - anchor||^2 + <linear, w>. Both are arrays by the parameter's name, shaped
+    like it, which nobody changes during training; arrays of other names are ignored. `anchor` has all trainable parameters
+    unless `proximal` is 0; `linear` has all of them, or is empty. A parameter that the loss does not reach in some step has
+    a gradient of zero there.
+    """
+
+    proximal: float = 0.0
+    anchor: Mapping[str, np.ndarray] = field(default_factory=dict)
+    linear: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 class Session(Protocol):
     """One client's training."""
+
+    #: Steps taken so far.
+    num_steps: int
 
     def step(self, batch: np.ndarray) -> None:
         """One optimiser step on the samples with these indices (int64)."""
@@ -58,16 +89,29 @@ class Session(Protocol):
         """The mean over all samples of all steps so far (at least one), in float64."""
         ...
 
+    def momentum(self) -> dict[str, np.ndarray]:
+        """A copy of SGD's momentum at present, by parameter; empty for an optimiser without any."""
+        ...
+
 
 class Steps(Protocol):
     """A model's way to be trained and evaluated."""
+
+    def problems(self, settings: StepSettings) -> list[str]:
+        """What of `settings` this model, or this machine, does not have; one sentence each."""
+        ...
 
     def smallest_batch(self, data: ClientData) -> int:
         """The fewest of these samples that a step can take: 2 where BatchNorm has nothing to average over in one."""
         ...
 
-    def training(self, data: ClientData, settings: StepSettings, seed: int) -> AbstractContextManager[Session]:
-        """Train from the present weights: a fresh optimiser, and randomness (dropout) that follows from `seed`."""
+    def training(self, data: ClientData, settings: StepSettings, seed: int, correction: Correction | None = None,
+                 momentum: Mapping[str, np.ndarray] | None = None) -> AbstractContextManager[Session]:
+        """Train from the present weights: a fresh optimiser, and randomness (dropout) that follows from `seed`.
+
+        `correction` is added to each gradient. `momentum` is what SGD begins with, as Session.momentum gave it (copied);
+        parameters that it lacks begin at zero. When the block ends, the model has the trained weights.
+        """
         ...
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, settings: StepSettings, batch_size: int,
@@ -77,7 +121,7 @@ class Steps(Protocol):
 
 
 class SteppedModel(Protocol):
-    """A model that a DefaultLearner can train."""
+    """A model that a SteppedLearner can train."""
 
     input_shape: tuple[int, ...] | None
     num_classes: int | None

@@ -35,14 +35,14 @@ class Sgd:
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._parameters = list(parameters)
-        self._velocities: Tensors = []
+        #: Momentum, in the order of the parameters; empty where there is none.
+        self.velocities: Tensors = []
         self._settings = StepSettings()
 
     def begin(self, settings: StepSettings) -> None:
         """See Optimizer."""
         self._settings = settings
-        if settings.momentum:
-            self._velocities = _zeros(self._velocities, self._parameters)
+        self.velocities = _zeros(self.velocities, self._parameters) if settings.momentum else []
 
     def step(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """See Optimizer."""
@@ -54,7 +54,7 @@ class Sgd:
         if settings.weight_decay:
             given = list(torch._foreach_add(given, parameters, alpha=settings.weight_decay))
         if settings.momentum:
-            velocities = _chosen(self._velocities, present)
+            velocities = _chosen(self.velocities, present)
             _scale(velocities, settings.momentum)
             torch._foreach_add_(velocities, given)
             given = velocities

@@ -7,10 +7,21 @@ from contextlib import contextmanager
 
 import torch
 
+_CPU = torch.device("cpu")
+
 
 @contextmanager
-def private_randomness(seed: int) -> Iterator[None]:
-    """torch's own generator (CPU), seeded with `seed` (0 .. 2^64 - 1) for the block and put back after it."""
+def private_randomness(seed: int, device: torch.device = _CPU) -> Iterator[None]:
+    """torch's own generators, of the CPU and of `device`, seeded with `seed` (0 .. 2^64 - 1) for the block.
+
+    They are put back after it.
+    """
+    if device.type == "cuda":
+        with torch.random.fork_rng([device]), torch.cuda.device(device):
+            torch.default_generator.manual_seed(seed)
+            torch.cuda.manual_seed(seed)
+            yield
+        return
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

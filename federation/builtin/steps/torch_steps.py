@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,21 +12,36 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from federation.builtin.steps.contract import Loss, StepSettings, wrong_outputs
+from federation.builtin.steps.contract import Correction, Loss, StepSettings, wrong_outputs
+from federation.builtin.steps.device import choose_device
+from federation.builtin.steps.device_copy import DeviceCopy
+from federation.builtin.steps.loss_scale import LossScale
 from federation.builtin.steps.optimizers import Adam, Optimizer, Sgd
+from federation.builtin.steps.torch_arrays import as_array, as_tensor
+from federation.builtin.steps.torch_gradients import Adjustment
 from federation.builtin.steps.torch_random import private_randomness
 from federation.data.client_data import ClientData
+from federation.errors import ConfigError
 
 if TYPE_CHECKING:
     from federation.builtin.models.torch_model import TorchModel
 
 
+_CPU = torch.device("cpu")
+_LOW_PRECISION = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 class TorchSteps:
-    """Trains a TorchModel in place. Optimiser state is allocated once and used for every client."""
+    """Trains a TorchModel in place. Optimiser state is allocated once and used for every client.
+
+    On the CPU it is the model's own module that is trained. On another device it is a copy of it (see DeviceCopy), and so
+    for evaluation.
+    """
 
     def __init__(self, model: TorchModel) -> None:
         self._model = model
-        self._parameters: list[nn.Parameter] = []
+        self._copies: dict[torch.device, DeviceCopy] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
         self._optimizers: dict[str, Optimizer] = {}
         self._normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.module.modules())
         self._smallest: dict[tuple[int, ...], int] = {}
@@ -39,27 +55,39 @@ class TorchSteps:
             self._smallest[shape] = 1 if self._trains_on_one(data.x[:1]) else 2
         return self._smallest.get(shape, 2)
 
+    def problems(self, settings: StepSettings) -> list[str]:
+        """See Steps."""
+        try:
+            device = self._device(settings)
+        except ConfigError as error:
+            return [problem.removeprefix("learner_config: ") for problem in error.problems]
+        if settings.precision == "float16" and device.type == "cpu":
+            return ["precision='float16' is for GPUs, and this trains on the cpu: use bfloat16 or float32"]
+        return []
+
     @contextmanager
-    def training(self, data: ClientData, settings: StepSettings, seed: int) -> Iterator[TorchSession]:
-        """See Steps. torch's CPU generator is seeded for the time of training, and put back."""
-        module = self._model.module
-        module.train()
-        self._find_parameters()
-        optimizer = self._optimizer(settings.optimizer)
-        optimizer.begin(settings)
-        kind = settings.loss_for(data.y)
-        with private_randomness(seed), torch.enable_grad():
-            yield TorchSession(module, self._parameters, optimizer, kind, self._inputs(data.x), _tensor(data.y))
+    def training(self, data: ClientData, settings: StepSettings, seed: int, correction: Correction | None = None,
+                 momentum: Mapping[str, np.ndarray] | None = None) -> Iterator[TorchSession]:
+        """See Steps. torch's generators are seeded for the time of training, and put back."""
+        device = self._device(settings)
+        if self._is_home(device):
+            with self._session(self._model.module, device, data, settings, seed, correction, momentum) as session:
+                yield session
+        else:
+            with (self._copy(device).trained() as module,
+                  self._session(module, device, data, settings, seed, correction, momentum) as session):
+                yield session
 
     def evaluate(self, x: np.ndarray, y: np.ndarray, settings: StepSettings, batch_size: int,
                  seed: int) -> dict[str, float]:
         """See Steps."""
-        module = self._model.module
+        device = self._device(settings)
+        module = self._model.module if self._is_home(device) else self._copy(device).filled()
         module.eval()
         kind = settings.loss_for(y)
-        samples, targets = self._inputs(x), _tensor(y)
+        samples, targets = self._inputs(x).to(device), as_tensor(y).to(device)
         loss, correct = 0.0, 0
-        with private_randomness(seed), torch.no_grad():
+        with private_randomness(seed, device), torch.no_grad():
             for first in range(0, len(y), batch_size):
                 # A copy: a module may work in place on what it is given, and these are the client's own samples.
                 scores = module(samples[first:first + batch_size].clone())
@@ -71,24 +99,54 @@ class TorchSteps:
         means = {"loss": loss / len(y)}
         return means if kind == "mse" else {**means, "accuracy": correct / len(y)}
 
+    @contextmanager
+    def _session(self, module: nn.Module, device: torch.device, data: ClientData, settings: StepSettings, seed: int,
+                 correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[TorchSession]:
+        module.train()
+        self._find_parameters(module)
+        optimizer = self._optimizer(settings.optimizer)
+        optimizer.begin(settings)
+        if momentum and isinstance(optimizer, Sgd):
+            for name, velocity in zip(self._parameters, optimizer.velocities, strict=True):
+                if name in momentum:
+                    velocity.copy_(as_tensor(momentum[name]))
+        kind = settings.loss_for(data.y)
+        samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
+        with private_randomness(seed, device), torch.enable_grad():
+            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets)
+
+    def _device(self, settings: StepSettings) -> torch.device:
+        """Where to train; a launcher's variables say which GPU is this rank's."""
+        return _CPU if settings.device == "cpu" else choose_device(settings.device, os.environ)
+
+    def _is_home(self, device: torch.device) -> bool:
+        """Whether the model's own module can be trained there."""
+        return device.type == "cpu"
+
+    def _copy(self, device: torch.device) -> DeviceCopy:
+        """The module on `device`, made once."""
+        if device not in self._copies:
+            self._copies[device] = DeviceCopy(self._model, device)
+        return self._copies[device]
+
     def _inputs(self, x: np.ndarray) -> torch.Tensor:
         """Samples in the model's floating-point dtype; float32 ones share the array's memory."""
-        samples = _tensor(x)
+        samples = as_tensor(x)
         dtype = next((parameter.dtype for parameter in self._model.module.parameters()), samples.dtype)
         return samples.to(dtype) if samples.is_floating_point() and dtype.is_floating_point else samples
 
     def _optimizer(self, name: str) -> Optimizer:
         """The one of this name, made once."""
         if name not in self._optimizers:
-            parameters = [parameter.detach() for parameter in self._parameters]
+            parameters = [parameter.detach() for parameter in self._parameters.values()]
             self._optimizers[name] = Adam(parameters) if name == "adam" else Sgd(parameters)
         return self._optimizers[name]
 
-    def _find_parameters(self) -> None:
+    def _find_parameters(self, module: nn.Module) -> None:
         """The trainable parameters as of now: a user may freeze some between rounds."""
-        parameters = [parameter for parameter in self._model.module.parameters() if parameter.requires_grad]
-        if [id(parameter) for parameter in parameters] != [id(parameter) for parameter in self._parameters]:
-            self._parameters = parameters
+        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if list(map(id, named.values())) != list(map(id, self._parameters.values())):
+            self._parameters = named
             self._optimizers.clear()
 
     def _trains_on_one(self, x: np.ndarray) -> bool:
@@ -107,28 +165,59 @@ class TorchSteps:
 class TorchSession:
     """One client's training."""
 
-    def __init__(self, module: nn.Module, parameters: list[nn.Parameter], optimizer: Optimizer, kind: Loss,
-                 x: torch.Tensor, y: torch.Tensor) -> None:
+    def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer,
+                 settings: StepSettings, kind: Loss, correction: Correction | None, x: torch.Tensor,
+                 y: torch.Tensor) -> None:
         self._module = module
-        self._parameters = parameters
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
         self._optimizer = optimizer
         self._kind: Loss = kind
         self._x, self._y = x, y
+        self._low_precision = _LOW_PRECISION.get(settings.precision)
+        self._scale = LossScale() if settings.precision == "float16" else None
+        self._adjust = None
+        if settings.clip_norm is not None or correction is not None:
+            detached = {name: parameter.detach() for name, parameter in parameters.items()}
+            self._adjust = Adjustment(detached, settings.clip_norm, correction)
+        self.num_steps = 0
         self._loss = 0.0
         self._count = 0
 
     def step(self, batch: np.ndarray) -> None:
         """See Session."""
-        chosen = torch.from_numpy(batch)
-        loss = loss_of(self._module(self._x.index_select(0, chosen)), self._y.index_select(0, chosen), self._kind)
-        if self._parameters:
-            self._optimizer.step(torch.autograd.grad(loss, self._parameters, allow_unused=True))
+        chosen = torch.from_numpy(batch).to(self._x.device)
+        loss = loss_of(self._scores(self._x.index_select(0, chosen)), self._y.index_select(0, chosen), self._kind)
+        gradients = self._gradients(loss) if self._parameters else []
+        if gradients is not None:
+            self._optimizer.step(gradients if self._adjust is None else self._adjust(gradients))
+            self.num_steps += 1
         self._loss += loss.item() * len(batch)
         self._count += len(batch)
 
     def mean_loss(self) -> float:
         """See Session."""
         return self._loss / self._count
+
+    def momentum(self) -> dict[str, np.ndarray]:
+        """See Session."""
+        velocities = self._optimizer.velocities if isinstance(self._optimizer, Sgd) else []
+        return {name: as_array(velocity) for name, velocity in zip(self._names, velocities, strict=bool(velocities))}
+
+    def _scores(self, x: torch.Tensor) -> torch.Tensor:
+        if self._low_precision is None:
+            scores: torch.Tensor = self._module(x)
+            return scores
+        with torch.autocast(x.device.type, self._low_precision):
+            scores = self._module(x)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def _gradients(self, loss: torch.Tensor) -> Sequence[torch.Tensor | None] | None:
+        """Of the loss; None where the step is to be left out."""
+        if self._scale is None:
+            return torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        scaled = loss * self._scale.factor
+        return self._scale.unscaled(torch.autograd.grad(scaled, self._parameters, allow_unused=True))
 
 
 def loss_of(scores: torch.Tensor, y: torch.Tensor, kind: Loss) -> torch.Tensor:
@@ -143,8 +232,3 @@ def loss_of(scores: torch.Tensor, y: torch.Tensor, kind: Loss) -> torch.Tensor:
     if scores.ndim < 2 or scores.shape[1] < 2:
         raise wrong_outputs(kind, scores.shape[1:].numel())
     return functional.cross_entropy(scores, y)
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the array's memory; a copy of a read-only one, which torch has no notion of."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -1,0 +1,28 @@
+"""Arrays as tensors and back, without a change of bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from federation.kernels import BFLOAT16
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor that shares the array's memory; a copy of a read-only one, which torch has no notion of.
+
+    bfloat16 included, which NumPy and torch share no name for.
+    """
+    if not array.flags.writeable:
+        array = array.copy()
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A copy of the tensor's values, whatever device it is on."""
+    here = tensor.detach().cpu().contiguous()
+    if here.dtype == torch.bfloat16:
+        return here.view(torch.int16).numpy().copy().view(BFLOAT16)
+    return here.numpy().copy()
