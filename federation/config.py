@@ -38,7 +38,7 @@ from federation.config_schema import (
     TransportConfig,
 )
 from federation.config_secret import Secret, revealed
-from federation.config_settings import check_settings, settings_problems
+from federation.config_settings import RESERVED, check_settings, settings_problems
 from federation.config_value import WORDS_FOR_TRUTH, suggestion
 from federation.config_yaml import (
     NULL_WORDS,
@@ -60,10 +60,6 @@ __all__ = ["EXAMPLE", "AvailabilityConfig", "CheckpointConfig", "Components", "C
            "Secret", "Section", "TimerConfig", "TlsConfig", "TrackerConfig", "TrainerConfig", "TransportConfig",
            "check_settings", "dump_config", "load_config", "load_config_from_dict", "revealed", "trainer_config"]
 
-#: Constructor parameters that the framework gives, so that a configuration may not.
-_RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
-             "trainer": ("server", "model", "aggregator", "config", "seed", "reduction", "on_divergence", "recorder"),
-             "partitioner": ("labels", "num_clients", "rng_seed"), "dataset": ("seed",)}
 #: Data sets that do not come with this package: their loader looks for the files.
 _FROM_FILES = ("mnist",)
 _DATA_FILES = (".npz", ".h5", ".hdf5")
@@ -240,7 +236,7 @@ def _check_components(config: Config, checker: Checker) -> Config:
                            ("aggregator", config.aggregator_config)):
         component = _component(config, kind, checker, needed=bool(settings))
         if component is not None:
-            _check_settings(component, settings, f"{kind}_config", _RESERVED[kind], checker)
+            _check_settings(component, settings, f"{kind}_config", RESERVED[kind], checker)
     if config.data.enabled and checker.sound("data"):
         _check_data(config.data, checker)
     trace, path = config.trainer_config.availability.trace, "trainer_config.availability.trace"
@@ -290,14 +286,14 @@ def _check_data(data: DataConfig, checker: Checker) -> None:
 
     name = data.partitioner
     if name in PARTITIONERS:
-        reserved = _RESERVED["partitioner"]
+        reserved = RESERVED["partitioner"]
         _check_settings(PARTITIONERS[name], data.partitioner_config, "data.partitioner_config", reserved, checker)
     elif checker.sound("data.partitioner"):
         checker.report("data.partitioner", f"{name!r} is no known partitioner{suggestion(name, PARTITIONERS)} "
                                            f"(known: {', '.join(PARTITIONERS)})")
     name = data.dataset
     if name in SOURCES:
-        _check_settings(SOURCES[name], data.dataset_config, "data.dataset_config", _RESERVED["dataset"], checker)
+        _check_settings(SOURCES[name], data.dataset_config, "data.dataset_config", RESERVED["dataset"], checker)
     elif not (name in _FROM_FILES or ":" in name or name.endswith(_DATA_FILES)) and checker.sound("data.dataset"):
         known = (*SOURCES, *_FROM_FILES)
         checker.report("data.dataset", f"{name!r} is no known data set{suggestion(name, known)} (known: "

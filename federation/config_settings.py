@@ -12,6 +12,11 @@ from federation.config_secret import MASK, Secret
 from federation.config_value import is_list, is_mapping, members, suggestion, unwrap
 from federation.config_yaml import Given, from_python, join, problem
 
+#: Parameters of constructors that the framework gives, so that a configuration may not; by kind of component.
+RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
+            "trainer": ("server", "model", "aggregator", "config", "seed", "reduction", "on_divergence", "recorder"),
+            "partitioner": ("labels", "num_clients", "rng_seed"), "dataset": ("seed",)}
+
 
 def check_settings(component: Callable[..., object], settings: Mapping[str, object], path: str,
                    reserved: Collection[str] = ()) -> list[str]:
@@ -29,11 +34,8 @@ def settings_problems(component: Callable[..., object], settings: Mapping[str, o
                       reserved: Collection[str] = ()) -> list[tuple[str, str]]:
     """As check_settings, each problem as its dotted path and its message."""
     name = getattr(component, "__qualname__", repr(component))
-    parameters = inspect.signature(component).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = {key: p for key, p in parameters.items()
-             if key not in reserved and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    hints = _hints(component)
+    parameters, takes_any = _parameters(component, reserved)
+    known = {key: parameter for key, parameter in parameters.items() if key not in reserved}
     found: list[tuple[str, str]] = []
     for key, value in settings.items():
         where = join(path, key)
@@ -43,12 +45,50 @@ def settings_problems(component: Callable[..., object], settings: Mapping[str, o
             if not takes_any:
                 names = ", ".join(known) or "no settings at all"
                 found.append((where, f"unknown setting of {name}{suggestion(key, known)} (it takes: {names})"))
-        elif _is_checkable(hints.get(key, object)):
-            found += _value_problems(value, hints[key], where)
-    for key, parameter in known.items():
+        elif _is_checkable(known[key][1]):
+            found += _value_problems(value, known[key][1], where)
+    for key, (parameter, _) in known.items():
         if parameter.default is parameter.empty and key not in settings:
             found.append((join(path, key), f"is missing: {name} needs it"))
     return found
+
+
+def setting_parameters(component: Callable[..., object],
+                       reserved: Collection[str] = ()) -> dict[str, tuple[inspect.Parameter, Any]]:
+    """The settings of `component`, a class or function: its keyword parameters but the `reserved` ones, in order.
+
+    Each with its annotation, evaluated; `object` where it has none that can be. A class whose constructor takes `**name`
+    hands these on to the next constructor in its method resolution order, so the parameters of that one follow; where that
+    one has no settings either, they are the class's own affair, and any name will do.
+    """
+    return {name: found for name, found in _parameters(component, reserved)[0].items() if name not in reserved}
+
+
+def _parameters(component: Callable[..., object],
+                reserved: Collection[str]) -> tuple[dict[str, tuple[inspect.Parameter, Any]], bool]:
+    """All parameters that can be given by name, with their annotations; and whether any other name is taken as well."""
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    takes_any = False
+    for function in _constructors(component):
+        parameters = inspect.signature(component if function is None else function).parameters.values()
+        hints = _hints(component if function is None else function)
+        own = [parameter for parameter in list(parameters)[function is not None:]
+               if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)]
+        if takes_any and all(parameter.name in reserved for parameter in own):
+            return found, True
+        for parameter in own:
+            found.setdefault(parameter.name, (parameter, hints.get(parameter.name, object)))
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        if not takes_any:
+            break
+    return found, takes_any
+
+
+def _constructors(component: Callable[..., object]) -> list[Callable[..., object] | None]:
+    """The functions that keyword arguments go through as long as each takes `**name`; None is `component` itself."""
+    if not isinstance(component, type):
+        return [None]
+    return [vars(base)["__init__"] for base in component.__mro__[:-1] if "__init__" in vars(base)] or [None]
 
 
 def _value_problems(value: object, annotation: Any, path: str) -> list[tuple[str, str]]:
@@ -63,9 +103,8 @@ def _value_problems(value: object, annotation: Any, path: str) -> list[tuple[str
     return [(path, text.removeprefix(f"{path}: ")) for text in checker.problems]
 
 
-def _hints(component: Callable[..., object]) -> dict[str, Any]:
-    """The annotations of a constructor or function; {} where they name types that only a type checker sees."""
-    function = component.__init__ if isinstance(component, type) else component  # type: ignore[misc]
+def _hints(function: Callable[..., object]) -> dict[str, Any]:
+    """The annotations of a function; {} where they name types that only a type checker sees."""
     try:
         return get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Literal
+
 import pytest
 
 from federation.config import Secret, check_settings
+from federation.config_settings import setting_parameters
 from federation.config_value import nearest
+from federation.core.learner import Learner
 from tests.config_parts import NeedyAggregator, PlainLearner, PlainModel
 
 RESERVED = ("model", "data")
@@ -95,3 +100,61 @@ def test_annotations_that_cannot_be_evaluated_do_not_count():
 ])
 def test_nearest(word, known, name):
     assert nearest(word, known) == name
+
+
+class Base:
+    """Two settings, after a parameter that the framework gives."""
+
+    def __init__(self, model: object = None, *, rate: float = 0.1, kind: Literal["a", "b"] = "a") -> None: ...
+
+
+class Middle(Base):
+    """No constructor of its own."""
+
+
+class HandsOn(Middle):
+    """One setting more."""
+
+    def __init__(self, model: object = None, *, strength: int, **settings: object) -> None:
+        super().__init__(model, **settings)
+
+
+class HandsOnAgain(HandsOn):
+    """Another, and another type for one of the base's."""
+
+    def __init__(self, *, rate: int = 3, note: str = "", **settings: object) -> None:
+        super().__init__(rate=rate, **settings)
+
+
+class Swallows(Learner):
+    """Keyword arguments of its own, above a constructor that has no settings."""
+
+    def __init__(self, model: object = None, data: object = None, *, rate: float = 0.1, **options: object) -> None: ...
+
+
+@pytest.mark.parametrize(("settings", "problems"), [
+    ({"strength": 1}, 0), ({"strength": 1, "rate": 0.5, "kind": "b"}, 0), ({}, 1), ({"strength": 1.5}, 1),
+    ({"strength": 1, "rate": "x"}, 1), ({"strength": 1, "kind": "c"}, 1), ({"strength": 1, "ratio": 1}, 1),
+    ({"strength": 1, "model": 2}, 1), ({"strength": 1, "settings": {}}, 1),
+])
+def test_keywords_that_are_handed_on(settings, problems):
+    """S-CONF-04: what a constructor takes as **settings is held against the next constructor."""
+    assert len(check_settings(HandsOn, settings, "c", ("model",))) == problems
+
+
+def test_the_nearest_name_is_one_that_is_handed_on():
+    (found,) = check_settings(HandsOn, {"strength": 1, "rat": 1}, "c", ("model",))
+    assert found == "c.rat: unknown setting of HandsOn; did you mean rate? (it takes: strength, rate, kind)"
+
+
+def test_parameters_through_several_constructors():
+    found = setting_parameters(HandsOnAgain, ("model",))
+    assert {name: (parameter.default, annotation) for name, (parameter, annotation) in found.items()} == {
+        "rate": (3, int), "note": ("", str), "strength": (inspect.Parameter.empty, int), "kind": ("a", Literal["a", "b"])}
+    assert list(setting_parameters(Base)) == ["model", "rate", "kind"]
+
+
+def test_keywords_without_anywhere_to_go_are_the_classes_own():
+    assert check_settings(Swallows, {"anything": 1, "rate": 2}, "c", RESERVED) == []
+    assert len(check_settings(Swallows, {"anything": 1, "rate": "x", "data": 3}, "c", RESERVED)) == 2
+    assert list(setting_parameters(Swallows, RESERVED)) == ["rate"]
