@@ -145,6 +145,12 @@ def all_finite(values: np.ndarray) -> bool:
     return examine(values).finite
 
 
+def squared_distance(values: np.ndarray, start: np.ndarray) -> float:
+    """The sum of ``(values - start) ** 2``, in float64 and in an order that is fixed; one dtype, one shape."""
+    _check_inputs(values, start)
+    return float(_kernel("squared_distance", values.dtype)(_flat(values), _flat(start)))
+
+
 def variants() -> tuple[str, ...]:
     """The instruction sets that this CPU and this build can run, the fastest first. The last is always "portable"."""
     return tuple(_native.variants())
@@ -164,7 +170,8 @@ def select_variant(name: str) -> None:
 
 _kernels: dict[tuple[str, np.dtype], Callable[..., Any]] = {
     (verb, dtype): getattr(_native, f"{verb}_{dtype.name}")
-    for verb in ("accumulate", "accumulate_wide", "finish", "axpy_float32", "axpy_float64", "examine")
+    for verb in ("accumulate", "accumulate_wide", "finish", "axpy_float32", "axpy_float64", "examine",
+                 "squared_distance")
     for dtype in DTYPES
 }
 

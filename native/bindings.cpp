@@ -1,4 +1,5 @@
 // Thin bindings: exact types, no conversions. Arguments are checked by federation/kernels.py, the only caller.
+#include "columnwise.hpp"
 #include "kernels.hpp"
 
 #include <nanobind/nanobind.h>
@@ -25,15 +26,16 @@ using Limbs = std::vector<Vector<std::int64_t>>;
 struct Variant {
     const char* name;
     const Kernels& (*kernels)();
+    const Columnwise& (*columnwise)();
 };
 
 // The best first.
 std::vector<Variant> supported_variants() {
     std::vector<Variant> variants;
 #ifdef HAS_VARIANT_avx2
-    if (__builtin_cpu_supports("avx2")) variants.push_back({"avx2", avx2::kernels});
+    if (__builtin_cpu_supports("avx2")) variants.push_back({"avx2", avx2::kernels, avx2::columnwise});
 #endif
-    variants.push_back({"portable", portable::kernels});
+    variants.push_back({"portable", portable::kernels, portable::columnwise});
     return variants;
 }
 
@@ -123,6 +125,41 @@ template <class Bits> void bind(nb::module_& m, Dtype dtype, const std::string& 
                return std::make_pair(found.peak, found.finite);
            },
            nb::arg("values").noconvert());
+    define("squared_distance",
+           [dtype](const In& values, const In& start) {
+               return run([&] { return kernels_of(dtype).squared_distance(values.data(), start.data(), values.size()); });
+           },
+           nb::arg("values").noconvert(), nb::arg("start").noconvert());
+}
+
+template <class T> const Columnwise::Functions<T>& columnwise_of() {
+    const Columnwise& table = selected().columnwise();
+    if constexpr (std::is_same_v<T, float>) {
+        return table.float32;
+    } else {
+        return table.float64;
+    }
+}
+
+template <class T> void bind_columnwise(nb::module_& m, const std::string& name) {
+    using Rows = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+    m.def(("median_" + name).c_str(),
+          [](const Rows& rows, const Vector<T>& out) {
+              run([&] { columnwise_of<T>().median(rows.data(), rows.shape(0), rows.shape(1), out.data()); });
+          },
+          nb::arg("rows").noconvert(), nb::arg("out").noconvert());
+    m.def(("trimmed_mean_" + name).c_str(),
+          [](const Rows& rows, const Vector<T>& out, std::size_t trim) {
+              run([&] { columnwise_of<T>().trimmed_mean(rows.data(), rows.shape(0), rows.shape(1), trim, out.data()); });
+          },
+          nb::arg("rows").noconvert(), nb::arg("out").noconvert(), "trim"_a);
+    m.def(("mean_around_median_" + name).c_str(),
+          [](const Rows& rows, const Vector<T>& out, std::size_t kept) {
+              run([&] {
+                  columnwise_of<T>().mean_around_median(rows.data(), rows.shape(0), rows.shape(1), kept, out.data());
+              });
+          },
+          nb::arg("rows").noconvert(), nb::arg("out").noconvert(), "kept"_a);
 }
 
 }  // namespace
@@ -141,6 +178,8 @@ NB_MODULE(_native, m) {
     bind<std::uint16_t>(m, Dtype::bfloat16, "bfloat16");
     bind<float>(m, Dtype::float32, "float32");
     bind<double>(m, Dtype::float64, "float64");
+    bind_columnwise<float>(m, "float32");
+    bind_columnwise<double>(m, "float64");
 
     m.def("variants", [] {
         std::vector<std::string> names;

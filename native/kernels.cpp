@@ -296,8 +296,31 @@ template <class T> Findings examine(const void* values, std::size_t n) {
     return {bits_as<double>(peak_bits), all_finite != 0};
 }
 
+template <class T> double squared_distance(const void* values, const void* start, std::size_t n) {
+    constexpr std::size_t lanes = 8, block_size = 1024;
+    double total = 0.0;
+    for (std::size_t begin = 0; begin < n; begin += block_size) {
+        const std::size_t end = n - begin < block_size ? n : begin + block_size;
+        double sums[lanes] = {};
+        std::size_t i = begin;
+        for (; i + lanes <= end; i += lanes) {
+            for (std::size_t lane = 0; lane < lanes; ++lane) {
+                const double d = difference<T>(values, start, i + lane);
+                sums[lane] += d * d;
+            }
+        }
+        for (; i < end; ++i) {
+            const double d = difference<T>(values, start, i);
+            sums[i % lanes] += d * d;
+        }
+        total += ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    }
+    return total;
+}
+
 template <class T> constexpr Kernels::Row row() {
-    return {accumulate<T>, accumulate_wide<T>, finish<T>, axpy<float, T>, axpy<double, T>, examine<T>};
+    return {accumulate<T>, accumulate_wide<T>, finish<T>, axpy<float, T>, axpy<double, T>, examine<T>,
+            squared_distance<T>};
 }
 
 constexpr Kernels table = {{

@@ -47,6 +47,8 @@ struct Kernels {
     using AxpyDouble = void (*)(double* y, const void* x, std::size_t n, double a);
     // The largest magnitude of the finite elements (0 where there are none), and whether all are finite.
     using Examine = Findings (*)(const void* values, std::size_t n);
+    // The sum of (values[i] - start[i])^2, eight lanes wide in blocks, blocks in sequence.
+    using SquaredDistance = double (*)(const void* values, const void* start, std::size_t n);
 
     struct Row {
         Accumulate accumulate;
@@ -55,6 +57,7 @@ struct Kernels {
         AxpyFloat axpy_float32;
         AxpyDouble axpy_float64;
         Examine examine;
+        SquaredDistance squared_distance;
     };
     Row rows[static_cast<int>(Dtype::count)];
 };

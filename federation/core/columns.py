@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from federation import columnwise
 from federation.core.weights import Layout, Weights
 from federation.kernels import BFLOAT16
 
@@ -80,8 +81,6 @@ def column_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
 
 
 def _native(kernel: Kernel, block: np.ndarray) -> np.ndarray:
-    from federation import columnwise
-
     out = np.empty(block.shape[1], block.dtype)
     if kernel.name == "median":
         columnwise.median(block, out)

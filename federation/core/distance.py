@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from federation import kernels
 from federation.core.types import WeightsLike
 from federation.core.updates import comparable
 from federation.core.weights import Weights
@@ -14,8 +15,6 @@ def squared_distance(weights: WeightsLike, start: Weights) -> float:
 
     `weights` fit the layout of `start`. The order of summation within an array is fixed; arrays are added exactly.
     """
-    from federation import columnwise
-
     given = start.layout.conform(weights, "an update")
-    return math.fsum(columnwise.squared_distance(*comparable(given[index], start[index]))
+    return math.fsum(kernels.squared_distance(*comparable(given[index], start[index]))
                      for index in start.layout.parameters)
