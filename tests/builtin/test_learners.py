@@ -12,16 +12,18 @@ from torch import nn
 from federation.builtin import (
     CNNModel,
     DefaultLearner,
+    FedProxLearner,
     LinearModel,
     LogisticModel,
     MLPModel,
     SklearnLearner,
     TorchModel,
 )
+from federation.builtin.steps.contract import Correction, StepSettings
 from federation.core.learner import Context
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError
-from tests.builtin.torch_parts import make_data
+from tests.builtin.torch_parts import batches, make_data, plain_mlp, plain_training
 
 
 def a_learner(**settings):
@@ -235,3 +237,235 @@ def test_a_learner_refuses_a_model_of_another_kind():
         DefaultLearner(LogisticModel(input_size=3, output_size=4))
     with pytest.raises(ConfigError, match=r"federated\.learner\.default"):
         SklearnLearner(LinearModel())
+
+
+def plain_sgd(data, start, rate, rounds=1, momentum=0.0, clip_norm=None, weight_decay=0.0, batch_size=8, passes=2):
+    """Torch's own optimiser over the batches of some rounds, its momentum kept: (module, mean loss of the last round)."""
+    module = plain_mlp(dict(start.items()))
+    optimizer = torch.optim.SGD(module.parameters(), rate, momentum=momentum, weight_decay=weight_decay)
+    loss = 0.0
+    for round in range(1, rounds + 1):
+        total = 0.0
+        for batch in batches(len(data.y), passes, batch_size, client="a", round=round, seed=3):
+            optimizer.zero_grad()
+            value = nn.functional.cross_entropy(module(torch.tensor(data.x[batch])), torch.tensor(data.y[batch]))
+            value.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+            optimizer.step()
+            total += value.item() * len(batch)
+        loss = total / (passes * len(data.y))
+    return module, loss
+
+
+def same_bits(weights, module):
+    for array, parameter in zip(weights, module.parameters(), strict=True):
+        np.testing.assert_array_equal(array, parameter.detach().numpy())
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 0.5, 1e6])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_gradients_are_clipped_before_the_step(clip_norm, weight_decay):
+    """The bits of clip_grad_norm_ between backward and step; weight decay and momentum come after it."""
+    data = make_data(20)
+    settings = dict(batch_size=8, local_epochs=2, momentum=0.9, weight_decay=weight_decay)
+    weights, result = trained(a_learner(clip_norm=clip_norm, **settings), data)
+    module, loss = plain_sgd(data, trained.start, 0.1, momentum=0.9, clip_norm=clip_norm, weight_decay=weight_decay)
+    same_bits(weights, module)
+    assert result.metrics["train_loss"] == pytest.approx(loss)
+    free, _ = trained(a_learner(**settings), data)
+    assert (free.sha256() == weights.sha256()) == (clip_norm == 1e6)
+
+
+def test_one_clipped_step_has_the_length_that_was_asked_for():
+    """In NumPy: client_lr times clip_norm, along the gradient; the whole gradient where that is shorter."""
+    data = make_data(30, classes=None, shift=2.0)
+    steps = {}
+    for clip_norm in (None, 0.01, 1.0, 1e6):
+        model = LinearModel(6, 1)
+        learner = DefaultLearner(model, local_steps=1, batch_size=30, client_lr=0.5, clip_norm=clip_norm)
+        learner.bind(data, Context())
+        steps[clip_norm] = np.concatenate([array.ravel() for array in learner.fit({}).weights])
+    length = np.linalg.norm(steps[None])
+    assert length > 0.5
+    for clip_norm in (0.01, 1.0):
+        np.testing.assert_allclose(steps[clip_norm], 0.5 * clip_norm * steps[None] / length, rtol=2e-4)
+    np.testing.assert_array_equal(steps[1e6], steps[None])
+
+
+@pytest.mark.parametrize("numpy_model", [False, True])
+def test_momentum_that_is_kept_goes_on(numpy_model):
+    """Three rounds from where the last one ended are one run of SGD; without keeping, each begins at zero."""
+    data = make_data(20)
+
+    def rounds(**settings):
+        if numpy_model:
+            learner, weights = DefaultLearner(LinearModel(6, 4), **settings), LinearModel(6, 4).get_weights()
+        else:
+            learner, weights = a_learner(**settings), trained.start
+        state: dict = {}
+        for round in (1, 2, 3):
+            learner.bind(data, Context("a", round, 3))
+            learner.client_state = state
+            learner.set_weights(weights)
+            result = learner.fit({})
+            weights = result.weights.copy()
+            state = {name: array.copy() for name, array in (result.state or {}).items()}
+            for array in state.values():
+                array.flags.writeable = False  # as the engine gives it
+        return weights, state
+
+    settings = dict(batch_size=8, local_epochs=2, momentum=0.9)
+    kept, state = rounds(keep_momentum=True, **settings)
+    assert sorted(state) == sorted(f"momentum.{name}" for name in kept.names)
+    lost, nothing = rounds(**settings)
+    assert nothing == {}
+    assert np.abs(kept[0] - lost[0]).max() > 1e-3
+    if numpy_model:
+        module, (weight, bias) = nn.Linear(6, 4), LinearModel(6, 4).get_weights()
+        optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+        with torch.no_grad():
+            module.weight.copy_(torch.tensor(weight))
+            module.bias.copy_(torch.tensor(bias))
+        for round in (1, 2, 3):
+            plain_training(module, optimizer, data, batches(20, 2, 8, client="a", round=round, seed=3))
+        for array, parameter in zip(kept, module.parameters(), strict=True):
+            np.testing.assert_allclose(array, parameter.detach().numpy(), rtol=1e-4, atol=1e-5)
+    else:
+        same_bits(kept, plain_sgd(data, trained.start, 0.1, rounds=3, momentum=0.9)[0])
+
+
+def test_a_client_without_samples_keeps_its_momentum():
+    learner = a_learner(momentum=0.9, keep_momentum=True)
+    learner.bind(make_data(0), Context())
+    assert learner.fit({}).state is None
+
+
+@pytest.mark.parametrize(("round", "rate"), [(0, 0.05), (1, 0.05), (2, 0.1), (3, 0.01), (4, 0.01), (5, 0.001)])
+def test_the_rate_follows_its_schedule(round, rate):
+    """Warm-up in the first round, a tenth after every second; outside of rounds (0) as in the first."""
+    data = make_data(20)
+    learner = a_learner(batch_size=20, client_lr=0.1, lr_schedule="step", lr_step_rounds=2, lr_warmup_rounds=1)
+    by_schedule, _ = trained(learner, data, round=round)
+    wanted, _ = trained(a_learner(batch_size=20, client_lr=0.1), data, round=round, client_lr=rate)
+    for found, expected, start in zip(by_schedule, wanted, trained.start, strict=True):
+        np.testing.assert_allclose(found - start, expected - start, rtol=1e-5, atol=1e-7)
+    given, _ = trained(learner, data, round=round, client_lr=0.1)
+    assert given.sha256() == trained(a_learner(batch_size=20, client_lr=0.1), data, round=round)[0].sha256()
+
+
+@pytest.mark.parametrize("settings", [
+    dict(lr_schedule="cosine"), dict(lr_warmup_rounds=-1), dict(clip_norm=0), dict(clip_norm=-1.0), dict(clip_norm="x"),
+    dict(clip_norm=float("nan")), dict(keep_momentum=True), dict(keep_momentum=True, optimizer="adam"),
+])
+def test_further_settings_that_cannot_be(settings):
+    name = next(iter(settings))
+    with pytest.raises(ConfigError, match="lr_rounds" if name == "lr_schedule" else name):
+        a_learner(**settings)
+
+
+def accumulation(tau, rho=0.0, shrink=0.0):
+    """||a||_1 of Wang et al. 2020, section 4: each local gradient's weight in the update, added up."""
+    if shrink:
+        return sum((1 - shrink) ** (tau - 1 - k) for k in range(tau))
+    return sum((1 - rho ** (tau - k)) / (1 - rho) for k in range(tau))
+
+
+@pytest.mark.parametrize(("make", "wanted"), [
+    (lambda: a_learner(batch_size=8, local_epochs=2), accumulation(6)),
+    (lambda: a_learner(local_steps=5, momentum=0.9), accumulation(5, rho=0.9)),
+    (lambda: a_learner(local_steps=5, momentum=0.9), (5 - 0.9 * (1 - 0.9**5) / 0.1) / 0.1),
+    (lambda: a_learner(local_steps=1, momentum=0.5), 1.0),
+    (lambda: a_learner(local_steps=7, weight_decay=0.3), 7.0),
+    (lambda: FedProxLearner(MLPModel(6, 4, (5,)), local_steps=6, client_lr=0.1, mu=2.0), accumulation(6, shrink=0.2)),
+    (lambda: FedProxLearner(MLPModel(6, 4, (5,)), local_steps=6, client_lr=0.1, mu=0.0), 6.0),
+    (lambda: DefaultLearner(LinearModel(6, 4), local_steps=4), 4.0),
+])
+def test_the_normaliser(make, wanted):
+    _, result = trained_here(make(), make_data(20), metrics=["normaliser", "local_steps"])
+    assert result.metrics["normaliser"] == pytest.approx(wanted, rel=1e-12)
+    assert sorted(result.metrics) == ["local_steps", "normaliser", "train_loss"]
+
+
+def test_the_normaliser_follows_the_rate_of_the_round():
+    learner = FedProxLearner(MLPModel(6, 4, (5,)), local_steps=4, client_lr=0.2, mu=1.0, lr_warmup_rounds=1)
+    _, result = trained_here(learner, make_data(20), metrics=["normaliser"])
+    assert result.metrics["normaliser"] == pytest.approx(accumulation(4, shrink=0.1))
+
+
+def trained_here(learner, data, **config):
+    learner.bind(data, Context("a", 1, 3))
+    result = learner.fit(config)
+    return result.weights, result
+
+
+@pytest.mark.parametrize("numpy_model", [False, True])
+def test_the_loss_to_begin_with(numpy_model):
+    """Over all training samples, in evaluation mode (running statistics, no dropout), and training is not disturbed."""
+    data = make_data(20)
+    module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4))
+    model = LinearModel(6, 4) if numpy_model else TorchModel(module, (6,), 4)
+    start = model.get_weights()
+    learner = DefaultLearner(model, batch_size=8, eval_batch_size=7)
+    scores = np.zeros((20, 4), np.float32)
+    if not numpy_model:
+        module.eval()
+        with torch.no_grad():
+            scores = module(torch.tensor(data.x)).numpy()
+    logits = scores.astype(np.float64)
+    wanted = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(20), data.y])
+    weights, result = trained_here(learner, data, metrics=["start_loss"])
+    assert result.metrics["start_loss"] == pytest.approx(wanted, rel=1e-6)
+    digest = weights.sha256()
+    model.set_weights(start)
+    weights, plain = trained_here(learner, data)
+    assert weights.sha256() == digest
+    assert dict(plain.metrics) == {"train_loss": result.metrics["train_loss"]}
+
+
+@pytest.mark.parametrize("metrics", [["normalizer"], ["local_steps", "gradient_norm"]])
+def test_a_metric_that_no_one_knows(metrics):
+    with pytest.raises(ValueError, match=f"{metrics[-1]}.*normaliser, local_steps, start_loss"):
+        trained_here(a_learner(), make_data(8), metrics=metrics)
+
+
+def test_adam_has_no_normaliser():
+    with pytest.raises(ConfigError, match="sgd"):
+        trained_here(a_learner(optimizer="adam"), make_data(8), metrics=["normaliser"])
+    assert trained_here(a_learner(optimizer="adam"), make_data(8), metrics=["local_steps"])[1].metrics["local_steps"] == 1
+
+
+def test_what_sklearn_can_report():
+    data = make_data(30)
+    learner = SklearnLearner(LogisticModel(input_size=6, output_size=4, solver="lbfgs"))
+    _, result = trained_here(learner, data, metrics=["start_loss"])
+    assert result.metrics["start_loss"] == pytest.approx(np.log(4))
+    assert result.metrics["train_loss"] < np.log(4)
+    with pytest.raises(ValueError, match=r"normaliser.*it can: start_loss"):
+        trained_here(learner, data, metrics=["normaliser"])
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e6])
+def test_a_correction_reaches_parameters_that_the_loss_does_not(clip_norm):
+    """The gradient of a penalty is there even where that of the loss is absent: 1 - 0.1 * (1 - 3), and so on."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = nn.Linear(6, 4)
+            self.idle = nn.Parameter(torch.tensor([1.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    model = TorchModel(Idle(), (6,), 4)
+    anchor = {name: array + 2 for name, array in model.get_weights().items()}
+    settings = StepSettings(client_lr=0.1, clip_norm=clip_norm)
+    with model.make_steps().training(make_data(8), settings, 0, Correction(1.0, anchor)) as session:
+        session.step(np.arange(8))
+        session.step(np.arange(8))
+    assert model.weights["idle"][0] == pytest.approx(1 + 0.2 + 0.18)
+    model.set_weights([array - 2 for array in anchor.values()])
+    with model.make_steps().training(make_data(8), settings, 0) as session:
+        session.step(np.arange(8))
+    assert model.weights["idle"][0] == 1
