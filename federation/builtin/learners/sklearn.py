@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast, final
 
 import numpy as np
 
-from federation.builtin.learners.settings import number_problem, overrides, whole_number_problem
+from federation.builtin.learners.settings import metrics_wanted, number_problem, overrides, whole_number_problem
 from federation.core.learner import Learner
 from federation.core.model import Model
 from federation.core.types import EvalResult, TrainResult
@@ -60,20 +60,23 @@ class SklearnLearner(Learner):
     def fit(self, config: Mapping[str, Any] | None = None) -> TrainResult:
         """Train. `num_samples` is 0, and the weights unchanged, where a client has no samples or cannot be learnt from.
 
-        Metrics: `train_accuracy`, and `train_loss` of estimators that know probabilities, after training.
+        Metrics: `train_accuracy`, and `train_loss` of estimators that know probabilities, after training; and where
+        `config["metrics"]` asks for it, `start_loss`, before training.
         """
         settings = self._overridden(config)
+        wanted = metrics_wanted(config, ("start_loss",), "SklearnLearner")
         data = self._client_data()
         count = len(data.y)
+        before = self._start_loss(data) if wanted and count else {}
         seeds = [self.random_seed(f"pass {number}") for number in range(settings["local_epochs"])]
         if count and not self._learning.learn(data.x, data.y, seeds, settings["client_lr"]):
             if not self._said_single_class:
                 self._said_single_class = True
                 logger.warning("clients with a single class are left out: this estimator needs two")
             count = 0
-        metrics = self._learning.metrics(data.x, data.y) if count else {}
-        return TrainResult(self._model().get_weights(), count,
-                           {f"train_{name}": mean for name, mean in metrics.items()})
+        after = self._learning.metrics(data.x, data.y) if count else {}
+        metrics = {**before, **{f"train_{name}": mean for name, mean in after.items()}} if count else {}
+        return TrainResult(self._model().get_weights(), count, metrics)
 
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
         """Mean `accuracy` (and `loss`) on the evaluation samples (`x_test`); 0 samples where a client has none."""
@@ -81,6 +84,13 @@ class SklearnLearner(Learner):
         data = self._client_data()
         x, y = data.x_test, data.y_test
         return EvalResult(len(y), self._learning.metrics(x, y) if len(y) else {})
+
+    def _start_loss(self, data: ClientData) -> dict[str, float]:
+        metrics = self._learning.metrics(data.x, data.y)
+        if "loss" not in metrics:
+            raise ValueError(f"config: {type(self._model()).__name__} knows no probabilities, so SklearnLearner cannot "
+                             "report the metric start_loss: use an estimator with predict_proba, or another aggregator")
+        return {"start_loss": metrics["loss"]}
 
     def _overridden(self, config: Mapping[str, Any] | None) -> dict[str, Any]:
         settings = {**self._settings, **overrides(config, tuple(self._settings))}
