@@ -45,12 +45,13 @@ class Schedule:
     def factor(self, round: int) -> float:
         """The factor of `round`, 1 or above.
 
-        The cosine is rounded to 12 decimals, since its last places differ between platforms.
+        The same bits on every platform: the cosine, whose last places differ between mathematical libraries, is rounded to
+        12 decimals, and powers are multiplied out.
         """
         warm = min(1.0, round / (self.lr_warmup_rounds + 1)) if self.lr_warmup_rounds else 1.0
         if self.lr_schedule == "step":
             assert self.lr_step_rounds is not None
-            return warm * self.lr_gamma ** ((round - 1) // self.lr_step_rounds)
+            return warm * math.prod([self.lr_gamma] * ((round - 1) // self.lr_step_rounds))
         if self.lr_schedule == "cosine":
             assert self.lr_rounds is not None
             done = min(1.0, (round - 1) / max(1, self.lr_rounds - 1))
