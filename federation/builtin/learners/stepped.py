@@ -83,25 +83,11 @@ class Descent:
 
 
 class SteppedLearner(Learner):
-    """Trains for `local_epochs` passes over the client's data or, where given, for `local_steps` steps.
+    """Trains in gradient steps; the settings are described at DefaultLearner.
 
-    Each pass is a new order of the samples, drawn from (seed, round, client), as is dropout. A step takes `batch_size`
-    samples. The last batch of a pass is smaller, or left out with `drop_last`; a client with less than one batch trains
-    on what it has all the same. Where BatchNorm needs two samples, a last batch of one joins the one before, and a
-    client with one sample is left out. Optimiser state starts at zero in every `fit`; with `keep_momentum`, SGD's
-    momentum goes on from where it was when the client trained the last time.
-
-    `loss`: "auto" is cross_entropy for class labels (integers), mse for float targets. `client_lr` follows the schedule
-    of the `lr_*` settings over rounds (see federation.core.schedule). `clip_norm`: the gradient of a batch is scaled down
-    to this norm, over all trainable parameters together, before weight decay, momentum and what an algorithm adds to it.
-
-    `precision`: of the passes through a torch model in training, by torch.autocast; evaluation is in float32. `device`:
-    "cuda" is the GPU of this process's rank on its host, "auto" the same where there is one and else the CPU.
-
-    `fit` and `evaluate` take `local_epochs` (or `epochs`), `local_steps`, `batch_size` and `client_lr` in their config;
-    a `client_lr` given there is that of the call, whatever the schedule. The weights of a result are the model's live
-    weights unless said otherwise: who keeps them copies them. Results follow from weights, shared arrays, client state,
-    data, context and config alone.
+    Subclasses say in `_train` what is added to the gradient of the loss, and what the client keeps. They add settings of
+    their own to the constructor and hand on the others. Results follow from weights, shared arrays, client state, data,
+    context and config alone.
 
     Raises ConfigError for settings that cannot be, and for a model that is not trained in steps.
     """
