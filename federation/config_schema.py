@@ -99,9 +99,12 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
     deadline: Annotated[float | None, Meta(gt=0, description="Seconds after which clients of a round that are late do "
                                            "not count. clock real: no further client is begun then, and one that has "
                                            "begun may finish.")] = None
+    concurrency: Annotated[int | None, Meta(ge=1, description="Asynchronous training: clients that train at the same "
+                                            "time; null: 10.")] = None
     clock: Annotated[Literal["virtual", "real"],
-                     Meta(description="Which time decides who is late. virtual: that of `latency`, the same in every "
-                          "run and mode; real: that of the machine, so that runs differ.")] = "virtual"
+                     Meta(description="Which time decides who is late, and in asynchronous training who is done first. "
+                          "virtual: that of `latency`, the same in every run and mode; real: that of the machine, so "
+                          "that runs differ.")] = "virtual"
     latency: Annotated[LatencyConfig, Meta(description="How long clients take by the virtual clock.")] = LatencyConfig()
     eval_every: Annotated[int, Meta(ge=1, extra=OUTSIDE, description="Evaluate in every n-th round, and in the "
                                     "last.")] = 1

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from federation.assemble import Parts, versions
-from federation.builtin.trainers.default import DefaultTrainer
 from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
@@ -37,6 +36,21 @@ class Stopped(FederationError):
         self.checkpoint = checkpoint
         kept = f"resume from {checkpoint} with --resume" if checkpoint else "this trainer keeps no checkpoint"
         super().__init__(f"stopped by {name}; {kept}")
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A trainer that can be stopped and resumed."""
+
+    round: int
+
+    def snapshot(self) -> Snapshot | None:
+        """All that its next round depends on; None where the last checkpoint has to stand."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on after the round of `snapshot`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,7 @@ class Session:
         finally:
             recorder.close()
         weights = Weights.of(trainer.model.get_weights())
-        rounds = trainer.round if isinstance(trainer, DefaultTrainer) else config.trainer_config.max_rounds
+        rounds = trainer.round if isinstance(trainer, Resumable) else config.trainer_config.max_rounds
         final = {key: value for key, value in recorder.last.items() if key not in ("round", "seconds")}
         result = RunResult(weights, weights.sha256(), rounds, final, self.folder.path, self.mode, transport.size)
         self.folder.write_summary({
@@ -164,7 +178,7 @@ class Session:
         if found is None:
             recorder.resume_from(0, {})
             return
-        if not isinstance(trainer, DefaultTrainer):
+        if not isinstance(trainer, Resumable):
             raise CheckpointError(f"{type(trainer).__name__} cannot be resumed: it keeps no checkpoints")
         trainer.restore(found)
         recorder.resume_from(found.round, found.metrics)
@@ -172,7 +186,7 @@ class Session:
 
     @staticmethod
     def _last_checkpoint(trainer: Trainer, recorder: Recorder) -> Path | None:
-        return recorder.checkpoint_now(trainer.snapshot()) if isinstance(trainer, DefaultTrainer) else None
+        return recorder.checkpoint_now(trainer.snapshot()) if isinstance(trainer, Resumable) else None
 
     async def _run_or_stop(self, trainer: Trainer, recorder: Recorder) -> None:
         loop = asyncio.get_running_loop()

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from federation.builtin.aggregators.centred_clipping import CentredClippingAggregator
     from federation.builtin.aggregators.fedadagrad import FedAdagradAggregator
     from federation.builtin.aggregators.fedadam import FedAdamAggregator
+    from federation.builtin.aggregators.fedasync import FedAsyncAggregator
     from federation.builtin.aggregators.fedavg import FedAvgAggregator
     from federation.builtin.aggregators.fedavgm import FedAvgMAggregator
+    from federation.builtin.aggregators.fedbuff import FedBuffAggregator
     from federation.builtin.aggregators.feddyn import FedDynAggregator
     from federation.builtin.aggregators.fednova import FedNovaAggregator
     from federation.builtin.aggregators.fedprox import FedProxAggregator
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
     from federation.builtin.models.logistic import LogisticModel
     from federation.builtin.models.mlp import MLPModel
     from federation.builtin.models.torch_model import TorchModel
+    from federation.builtin.trainers.asynchronous import AsyncTrainer
     from federation.builtin.trainers.default import DefaultTrainer
 
 _HOMES = {
+    "AsyncTrainer": "federation.builtin.trainers.asynchronous",
     "BulyanAggregator": "federation.builtin.aggregators.bulyan",
     "CNNModel": "federation.builtin.models.cnn",
     "CentredClippingAggregator": "federation.builtin.aggregators.centred_clipping",
@@ -47,8 +51,10 @@ _HOMES = {
     "DittoLearner": "federation.builtin.learners.ditto",
     "FedAdagradAggregator": "federation.builtin.aggregators.fedadagrad",
     "FedAdamAggregator": "federation.builtin.aggregators.fedadam",
+    "FedAsyncAggregator": "federation.builtin.aggregators.fedasync",
     "FedAvgAggregator": "federation.builtin.aggregators.fedavg",
     "FedAvgMAggregator": "federation.builtin.aggregators.fedavgm",
+    "FedBuffAggregator": "federation.builtin.aggregators.fedbuff",
     "FedDynAggregator": "federation.builtin.aggregators.feddyn",
     "FedDynLearner": "federation.builtin.learners.feddyn",
     "FedNovaAggregator": "federation.builtin.aggregators.fednova",
@@ -72,6 +78,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncTrainer",
     "BulyanAggregator",
     "CNNModel",
     "CentredClippingAggregator",
@@ -80,8 +87,10 @@ __all__ = [
     "DittoLearner",
     "FedAdagradAggregator",
     "FedAdamAggregator",
+    "FedAsyncAggregator",
     "FedAvgAggregator",
     "FedAvgMAggregator",
+    "FedBuffAggregator",
     "FedDynAggregator",
     "FedDynLearner",
     "FedNovaAggregator",

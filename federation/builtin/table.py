@@ -2,6 +2,7 @@
 
 COMPONENTS = {
     "federated.trainer.default": "federation.builtin.trainers.default:DefaultTrainer",
+    "federated.trainer.async": "federation.builtin.trainers.asynchronous:AsyncTrainer",
     "federated.learner.default": "federation.builtin.learners.default:DefaultLearner",
     "federated.learner.fedprox": "federation.builtin.learners.fedprox:FedProxLearner",
     "federated.learner.scaffold": "federation.builtin.learners.scaffold:ScaffoldLearner",
@@ -9,6 +10,8 @@ COMPONENTS = {
     "federated.learner.ditto": "federation.builtin.learners.ditto:DittoLearner",
     "federated.learner.sklearn": "federation.builtin.learners.sklearn:SklearnLearner",
     "federated.aggregator.fedavg": "federation.builtin.aggregators.fedavg:FedAvgAggregator",
+    "federated.aggregator.fedasync": "federation.builtin.aggregators.fedasync:FedAsyncAggregator",
+    "federated.aggregator.fedbuff": "federation.builtin.aggregators.fedbuff:FedBuffAggregator",
     "federated.aggregator.fedprox": "federation.builtin.aggregators.fedprox:FedProxAggregator",
     "federated.aggregator.fedavgm": "federation.builtin.aggregators.fedavgm:FedAvgMAggregator",
     "federated.aggregator.fedadam": "federation.builtin.aggregators.fedadam:FedAdamAggregator",

@@ -8,13 +8,14 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import node_comm
 from federation.core.aggregator import Aggregator
 from federation.core.learner import Learner
 from federation.core.types import TrainResult
-from federation.core.weights import Layout
+from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, FederationError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
@@ -40,6 +41,7 @@ from federation.node.protocol import (
     Problem,
     Result,
     Shutdown,
+    Train,
     Update,
     WeightsFollow,
 )
@@ -181,6 +183,8 @@ class ClientNode:
                 host.states.receive(incoming, state)
             case Evaluate() as order:
                 await node.reply(incoming, await compute(host.evaluate, order))
+            case Train() as order:
+                await self._train(incoming, order)
             case Call(client_id=client_id, method=method, config=config, round=round):
                 await self._call(incoming, client_id, method, config, round)
             case Shutdown(reason=reason):
@@ -204,6 +208,15 @@ class ClientNode:
             sending.cancel()
         await self._node.reply(incoming, Moved())
         return True
+
+    async def _train(self, incoming: Incoming, order: Train) -> None:
+        assert self._node is not None
+        assert incoming.buffer is not None, "the weights travel beside the order"
+        layout = self.host.model_layout
+        start, out = Weights(layout, incoming.buffer), Weights.zeros(layout)
+        report = await compute(self.host.train, order, start, out)
+        reply = msgspec.structs.replace(report, metrics=plain(report.metrics))
+        await self._node.reply(incoming, reply, None if report.problem or report.refused else out.buffer)
 
     async def _call(self, incoming: Incoming, client_id: str, method: str, config: Mapping[str, Any],
                     round: int) -> None:

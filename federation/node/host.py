@@ -25,7 +25,18 @@ from federation.core.weights import Layout, Weights
 from federation.data.manager import DataManager
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
 from federation.node.client_state import ClientStates
-from federation.node.protocol import Combine, Combined, Evaluate, EvaluateReport, Fit, FitReport, Outcome, Problem
+from federation.node.protocol import (
+    Combine,
+    Combined,
+    Evaluate,
+    EvaluateReport,
+    Fit,
+    FitReport,
+    Outcome,
+    Problem,
+    Train,
+    Trained,
+)
 from federation.node.proxy import partition_index
 
 Allocate = Callable[[int], np.ndarray]
@@ -111,6 +122,32 @@ class ClientHost:
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
                          seconds=time.perf_counter() - began)
+
+    def train(self, order: Train, start: Weights, out: Weights) -> Trained:
+        """Train one client from `start`, and write its weights into `out`; both are borrowed.
+
+        The client's draws are keyed by `order.number`. A client whose code raises, or whose update is not finite, is
+        reported, and `out` means nothing then.
+        """
+        began = time.perf_counter()
+        try:
+            with self._turn(order.client_id, order.number) as learner:
+                learner.set_weights(start)
+                result = _checked(learner.fit({**order.config, "round": order.number}), TrainResult)
+        except Exception as error:
+            return Trained(problem=_problem(order.client_id, "failed", error))
+        try:
+            check_num_samples(order.client_id, result.num_samples)
+            if result.state is not None or self._local_patterns:
+                raise UpdateError(f"{order.client_id}: {type(learner).__name__} keeps something for each client, which "
+                                  "asynchronous training does not support; use federated.trainer.default")
+            out.copy_from(checked_row(order.client_id, result.weights, start))
+        except Diverged as error:
+            return Trained(problem=_problem(order.client_id, "diverged", error))
+        except UpdateError as error:
+            return Trained(refused=str(error))
+        return Trained(num_samples=int(result.num_samples), metrics=dict(result.metrics),
+                       seconds=time.perf_counter() - began)
 
     @property
     def layout(self) -> Layout:

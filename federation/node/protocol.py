@@ -4,7 +4,8 @@ A round, seen from a rank: `WeightsFollow` and a broadcast; `Fit`, answered with
 reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted; or `Columnwise`, `Gram` and
 `Combine`, each followed by its collectives, for rules that work on all rows); `Evaluate`, answered with an
 `EvaluateReport`. Before `Fit` and `Evaluate`, `Move` brings clients that keep state to the rank where they are wanted.
-`Call` runs one client's learner for a trainer of the user's own.
+`Train` has one client trained from weights of its own, without any round. `Call` runs one client's learner for a
+trainer of the user's own.
 """
 
 from __future__ import annotations
@@ -203,6 +204,27 @@ class EvaluateReport(Message, frozen=True):
     seconds: float
 
 
+class Train(Message, frozen=True):
+    """Train one client from the weights beside this message. `number` keys its random draws, as a round's does."""
+
+    client_id: str
+    number: int
+    config: dict[str, Any]
+
+
+class Trained(Message, frozen=True):
+    """What came of it; the client's weights travel beside it, unless there was a problem.
+
+    `refused` names an update that does not fit the model, or a learner that cannot take part, which ends the run.
+    """
+
+    num_samples: int = 0
+    metrics: dict[str, Any] = msgspec.field(default_factory=dict)
+    seconds: float = 0.0
+    problem: Problem | None = None
+    refused: str = ""
+
+
 class Call(Message, frozen=True):
     """Call `method` of one client's learner, from the weights of the last broadcast."""
 
@@ -229,4 +251,5 @@ class Shutdown(Message, frozen=True):
 
 
 MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchUpdate, Update, Columnwise, Gram,
-            Combine, Combined, Move, Moved, ClientState, FetchState, Evaluate, EvaluateReport, Call, Result, Shutdown)
+            Combine, Combined, Move, Moved, ClientState, FetchState, Evaluate, EvaluateReport, Train,
+            Trained, Call, Result, Shutdown)

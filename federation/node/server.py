@@ -155,10 +155,10 @@ class ServerNode:
                     await self.node.attend(self._changed.wait())
             except TimeoutError:
                 logger.info("waiting for clients: %s", state)
-        idle = len(self._hosting_ranks()) - len(self.clients)
+        idle = len(self.hosting_ranks()) - len(self.clients)
         if idle > 0:
             logger.info("%d ranks have no client to train: %d clients on %d ranks", idle, len(self.clients),
-                        len(self._hosting_ranks()))
+                        len(self.hosting_ranks()))
 
     def get_connected_clients(self) -> list[ClientProxy]:
         """All clients, in the table's order."""
@@ -227,7 +227,7 @@ class ServerNode:
 
     async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = ()) -> Evaluated:
         """Evaluate the last broadcast: `num_shards` shards of the test set and these clients, shared among ranks."""
-        ranks = self._hosting_ranks()
+        ranks = self.hosting_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
         own = self._shares(clients)
@@ -348,7 +348,7 @@ class ServerNode:
         """Which hosting rank does which of these clients."""
         costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        return place(costs, homes, self._hosting_ranks(), self._placement, preferred=self.states.homes)
+        return place(costs, homes, self.hosting_ranks(), self._placement, preferred=self.states.homes)
 
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
                         round: int) -> dict[int, R]:
@@ -446,7 +446,7 @@ class ServerNode:
     def _complete(self, count: int) -> bool:
         return not self._missing_ranks() and len(self.clients) >= count
 
-    def _hosting_ranks(self) -> list[int]:
+    def hosting_ranks(self) -> list[int]:
         """Ranks that clients can be placed on; rank 0 only where asked for, or where there is no other."""
         return [0, *self._ranks] if self._hosts_clients or not self._ranks else self._ranks
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from federation.builtin.trainers.cohorts import Cohorts
+from federation.builtin.trainers.evaluation import evaluate
 from federation.config import TrainerConfig, trainer_config
 from federation.core.aggregator import Aggregator, MatrixAggregator, MeanAggregator, RoundStats
+from federation.core.async_aggregator import AsyncAggregator
 from federation.core.model import Model
 from federation.core.trainer import Trainer
 from federation.core.types import ClientUpdate
 from federation.core.weights import Weights
-from federation.errors import RoundError
+from federation.errors import ConfigError, RoundError
 from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
@@ -41,6 +43,11 @@ class DefaultTrainer(Trainer):
         super().__init__(server, model, aggregator, config)
         self.server: ServerNode = server
         self.config: TrainerConfig = trainer_config(config)
+        if isinstance(aggregator, AsyncAggregator):
+            raise ConfigError(f"components.aggregator: {type(aggregator).__name__} takes updates as they come, in no round; "
+                              "it goes with components.trainer: federated.trainer.async")
+        if self.config.concurrency is not None:
+            raise ConfigError("trainer_config.concurrency: is for federated.trainer.async; rounds train cohort_size clients")
         self.weights, self._num_model = _with_shared(Weights.of(model.get_weights()), aggregator)
         self.round = 0
         self.seed = seed
@@ -71,7 +78,7 @@ class DefaultTrainer(Trainer):
             with self.timer.phase("broadcast"):
                 await self.server.broadcast_weights(self.weights, self._num_model)
             with self.timer.phase("evaluate"):
-                metrics = await self.evaluate(plan)
+                metrics = await evaluate(self.server, self.config, number, plan.cohort)
             row = self.row(fitted, metrics)
             self.recorder.record(row)
             with self.timer.phase("checkpoint"):
@@ -118,20 +125,6 @@ class DefaultTrainer(Trainer):
                              "weights stay as they were")
         self.weights, self._spare = self._spare, self.weights
         self.round = number
-
-    async def evaluate(self, plan: Plan) -> dict[str, float]:
-        """Metrics of the new weights, if this round is due: of the server's test set, and of the cohort's own data."""
-        where, every = self.config.evaluate, self.config.eval_every
-        last = plan.round == self.config.max_rounds
-        if where == "none" or not (last or plan.round % every == 0):
-            return {}
-        data = self.server.host.data
-        shards = len(data.test_shards()) if data is not None and where in ("server", "both") else 0
-        clients = plan.cohort if where in ("clients", "both") else ()
-        found = await self.server.evaluate(plan.round, shards, clients)
-        return {**found.shards.means(),
-                **{f"client_{key}": value for key, value in found.clients.means().items()},
-                **{f"personal_{key}": value for key, value in found.personal.means().items()}}
 
     def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
         """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights."""

@@ -1,0 +1,75 @@
+"""The aggregator of asynchronous training: it takes updates one at a time, as they come."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from federation.core.aggregator import Aggregator
+from federation.core.types import ClientUpdate, WeightsLike
+from federation.core.weights import Layout, Weights
+from federation.errors import UpdateError
+
+Staleness = Literal["constant", "polynomial", "hinge"]
+
+
+@dataclass(frozen=True)
+class LateUpdate:
+    """One client's update, and the version of the global weights that it started from.
+
+    weights, start: in one layout, borrowed. staleness: how many versions the global weights are ahead by now.
+    """
+
+    client_id: str
+    weights: Weights
+    start: Weights
+    num_samples: int
+    staleness: int
+
+
+class AsyncAggregator(Aggregator):
+    """Changes the global weights as updates come in."""
+
+    @abstractmethod
+    def receive(self, weights: Weights, update: LateUpdate) -> bool:
+        """Take in `update`; change `weights`, the global ones, in place where that is due. True: they are a new version."""
+
+    def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> Weights:
+        """The updates one after the other, each fresh. Without `global_model` they start from zero."""
+        start = Weights.zeros(Layout.of(updates[0].weights if global_model is None else global_model))
+        if global_model is not None:
+            start.copy_from(global_model, who="the global model")
+        weights, own = start.copy(), Weights.zeros(start.layout)
+        for update in updates:
+            own.copy_from(update.weights, who=update.client_id)
+            self.receive(weights, LateUpdate(update.client_id, own, start, update.num_samples, 0))
+        return weights
+
+
+def staleness_of(version: int, started_from: int, client_id: str) -> int:
+    """How many versions an update is behind. Raises UpdateError for one from a version that does not exist yet."""
+    if started_from > version:
+        raise UpdateError(f"{client_id}: the update started from version {started_from}, but the global weights are at "
+                          f"version {version}")
+    return version - started_from
+
+
+def discount(kind: Staleness, staleness: int, exponent: float, hinge: int) -> float:
+    """s(t - tau) of Xie et al. 2019, section 5: how much an update counts that is `staleness` versions behind."""
+    if kind == "polynomial":
+        return float((1.0 + staleness) ** -exponent)
+    if kind == "hinge" and staleness > hinge:
+        return 1.0 / (exponent * (staleness - hinge) + 1.0)
+    return 1.0
+
+
+def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """float64 values in a model's dtype: integers to nearest even, a boolean true above 1/2."""
+    if dtype.kind in "iu":
+        return np.rint(values).astype(dtype)
+    result: np.ndarray = values > 0.5 if dtype.kind == "b" else values.astype(dtype)
+    return result
