@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,13 +137,15 @@ class MeanAggregator(Aggregator):
         counts = [count_of(self.weighting, update.num_samples) for update in updates]
         total = ExactSum(start.layout, start, total_samples=max(1, sum(counts)), cohort_size=len(updates))
         metrics = MetricSum()
+        divisors = []
         for update, count in zip(updates, counts, strict=True):
             contribution = self.weigh(update, start) if count else Contribution(0, 0)
             total.add(update.client_id, update.weights, count, contribution)
             metrics.add(update.metrics, update.num_samples)
+            divisors.append(contribution.divisor)
         num_samples = sum(update.num_samples for update in updates)
         stats = RoundStats(0, len(updates), sum(map(bool, counts)), num_samples, metrics.means())
-        total.divisor = self.divisor(total.divisor, stats)
+        total.divisor = self.divisor(math.fsum(divisors), stats)
         mean = Weights.zeros(start.layout)
         total.mean_into(mean)
         self.step(start, mean, stats)
@@ -161,9 +164,10 @@ class MatrixAggregator(Aggregator):
     def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> Weights:
         """The same step on updates at hand, to the same bits. Without `global_model`, differences are from zero.
 
-        Clients that have trained on nothing are left out.
+        Clients that have trained on nothing are left out. The others count in the order of their ids, numbers in them by
+        size (client_2 before client_10), as they do in a run: how `updates` are ordered makes no difference.
         """
-        updates = [update for update in updates if update.num_samples]
+        updates = sorted((update for update in updates if update.num_samples), key=_in_order)
         self.check_updates(len(updates), "aggregate")
         start = _start_of(updates, global_model)
         out = Weights.zeros(start.layout)
@@ -174,6 +178,11 @@ class MatrixAggregator(Aggregator):
 def count_of(weighting: Weighting, num_samples: int) -> int:
     """How often a client counts; one that has trained on nothing never does."""
     return num_samples if weighting == "samples" else min(1, num_samples)
+
+
+def _in_order(update: ClientUpdate) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", update.client_id)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], update.client_id
 
 
 def _start_of(updates: Sequence[ClientUpdate], global_model: WeightsLike | None) -> Weights:

@@ -109,9 +109,13 @@ class UpdateSum(ABC):
         """
         count = check_num_samples(client_id, num_samples)
         weight, divisor = contribution or Contribution(count, count)
-        if not (math.isfinite(weight) and math.isfinite(divisor)):
-            raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be finite")
         given = self.layout.conform(weights, client_id)
+        if not (math.isfinite(weight) and math.isfinite(divisor)):
+            # A rule that weighs by the distance makes NaN of a NaN in the update, which is then what is wrong.
+            for name, array in zip(self.layout.names, given, strict=True):
+                if not np.isfinite(array.astype(np.float64)).all():
+                    raise Diverged(client_id, name)
+            raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be finite")
         if self.count >= self._cohort_size:
             raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
         for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):

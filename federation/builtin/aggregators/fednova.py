@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Unpack, final
 
 import numpy as np
@@ -33,7 +34,7 @@ class FedNovaAggregator(ServerOptimizer):
     def weigh(self, update: ClientUpdate, start: Weights) -> Contribution:
         """p_k / a_k, up to a factor that all clients share."""
         normaliser = update.metrics.get("normaliser")
-        if not isinstance(normaliser, int | float) or not normaliser > 0:
+        if not isinstance(normaliser, int | float) or not 0 < normaliser < math.inf:
             raise UpdateError(f"{update.client_id}: FedNova needs the metric normaliser (the number of local steps, for "
                               f"plain SGD), a number above 0, and got {normaliser!r}: use federated.learner.default, or "
                               "report it where config[\"metrics\"] asks for it")
@@ -41,7 +42,7 @@ class FedNovaAggregator(ServerOptimizer):
 
     def divisor(self, total: float, stats: RoundStats) -> float:
         """Of the clients' samples, so that the mean is that of as many steps as they took on average."""
-        return total / stats.metrics["normaliser"]
+        return total / stats.metrics["normaliser"] if total else total
 
     def move(self, difference: np.ndarray, server_lr: float, *memory: np.ndarray) -> np.ndarray:
         """See ServerOptimizer."""

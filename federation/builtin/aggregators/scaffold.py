@@ -36,7 +36,9 @@ class ScaffoldAggregator(ServerOptimizer):
 
     def step(self, start: Weights, mean: Weights, stats: RoundStats) -> None:
         """Move the model by `server_lr`, the control variates by the share of clients that took part."""
-        num_model = sum(not name.startswith(PREFIX) for name in start.layout.names)
+        names = set(start.layout.names)
+        # A model may have names with this prefix as well; only a control variate has its parameter beside it.
+        num_model = sum(not (name.startswith(PREFIX) and name.removeprefix(PREFIX) in names) for name in names)
         super().step(start.head(num_model), mean.head(num_model), stats)
         share = stats.num_updates / stats.num_clients
         for control, before in zip(mean.tail(num_model), start.tail(num_model), strict=True):

@@ -1,0 +1,293 @@
+"""The rules that need only a mean, each against its paper's formula in float64."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from federation.builtin.aggregators.fedadagrad import FedAdagradAggregator
+from federation.builtin.aggregators.fedadam import FedAdamAggregator
+from federation.builtin.aggregators.fedavg import FedAvgAggregator
+from federation.builtin.aggregators.fedavgm import FedAvgMAggregator
+from federation.builtin.aggregators.feddyn import FedDynAggregator
+from federation.builtin.aggregators.fednova import FedNovaAggregator
+from federation.builtin.aggregators.fedprox import FedProxAggregator
+from federation.builtin.aggregators.fedyogi import FedYogiAggregator
+from federation.builtin.aggregators.norm_clipping import NormClippingAggregator
+from federation.builtin.aggregators.qfedavg import QFedAvgAggregator
+from federation.builtin.aggregators.scaffold import ScaffoldAggregator
+from federation.core.aggregator import RoundStats
+from federation.core.types import ClientUpdate
+from federation.core.weights import Layout, Weights
+from federation.errors import ConfigError, Diverged, RoundError, UpdateError
+
+ALL = {
+    "fedprox": FedProxAggregator, "fedavgm": FedAvgMAggregator, "fedadam": FedAdamAggregator,
+    "fedyogi": FedYogiAggregator, "fedadagrad": FedAdagradAggregator, "fednova": FedNovaAggregator,
+    "qfedavg": lambda: QFedAvgAggregator(lipschitz=10.0), "scaffold": ScaffoldAggregator, "feddyn": FedDynAggregator,
+    "norm_clipping": lambda: NormClippingAggregator(clip_norm=1.0),
+}
+
+
+def filled(layout, arrays):
+    weights = Weights.zeros(layout)
+    for target, array in zip(weights, arrays, strict=True):
+        target[...] = array
+    return weights
+
+
+def update(number, arrays, num_samples=1, **metrics):
+    return ClientUpdate(f"client-{number}", arrays, num_samples, {"normaliser": 2.0, "start_loss": 0.5} | metrics)
+
+
+def cohort(seed=0, count=5, dtype=np.float64):
+    draw = np.random.default_rng(seed)
+    start = filled(Layout(["w", "b"], [(3, 4), (5,)], [dtype, dtype]), [draw.normal(size=(3, 4)), draw.normal(size=5)])
+    updates = [update(number, filled(start.layout, [array + draw.normal(size=array.shape) for array in start]),
+                      int(draw.integers(1, 50)), normaliser=float(draw.integers(1, 9)), start_loss=float(draw.random()))
+               for number in range(count)]
+    return start, updates
+
+
+def vector(weights):
+    return np.concatenate([np.asarray(array, np.float64).ravel() for array in weights])
+
+
+def weighted(start, updates):
+    shares = np.array([each.num_samples for each in updates], np.float64)
+    return (shares / shares.sum()) @ np.array([vector(each.weights) - vector(start) for each in updates])
+
+
+def check_rounds(aggregator, rule, rounds=4):
+    """`rule(difference)` is what each round adds, in float64."""
+    start, _ = cohort()
+    expected = vector(start)
+    for number in range(rounds):
+        _, updates = cohort(seed=number + 1)
+        expected = expected + rule(weighted(start, updates))
+        start = aggregator.aggregate(updates, start)
+        np.testing.assert_allclose(vector(start), expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_rules_follow_the_paper_over_rounds(name):
+    first, second = np.zeros(17), np.zeros(17)
+    beta1, beta2, tau, server_lr = 0.7, 0.95, 1e-2, 0.3
+
+    def rule(difference):
+        nonlocal first, second
+        first = beta1 * first + (1 - beta1) * difference
+        square = difference**2
+        if name == "fedadam":
+            second = beta2 * second + (1 - beta2) * square
+        elif name == "fedyogi":
+            second = second - (1 - beta2) * square * np.sign(second - square)
+        else:
+            second = second + square
+        return server_lr * first / (np.sqrt(second) + tau)
+
+    settings = {"beta1": beta1, "tau": tau, "server_lr": server_lr} | ({"beta2": beta2} if name != "fedadagrad" else {})
+    if name == "fedyogi":
+        with_start = FedYogiAggregator(**settings)
+        check_rounds(with_start, rule)
+    else:
+        check_rounds({"fedadam": FedAdamAggregator, "fedadagrad": FedAdagradAggregator}[name](**settings), rule)
+
+
+def test_momentum_follows_the_paper_over_rounds():
+    velocity = np.zeros(17)
+
+    def rule(difference):
+        nonlocal velocity
+        velocity = 0.8 * velocity + difference
+        return 0.5 * velocity
+
+    check_rounds(FedAvgMAggregator(momentum=0.8, server_lr=0.5), rule)
+
+
+def test_fedopt_known_answers():
+    """S-AGG-08: FedAdam gives 1.0980392, then 1.2308438; undamped momentum gives 2.9; tau = 0 is refused."""
+    adam, x = FedAdamAggregator(beta1=0.9, beta2=0.99, tau=1e-3, server_lr=0.1), np.array([1.0])
+    seen = []
+    for _ in range(2):
+        x = adam.aggregate([update(1, [x + 0.5])], [x])[0].copy()
+        seen.append(x[0])
+    assert seen == pytest.approx([1.0980392, 1.2308438], abs=5e-8)
+    momentum, x = FedAvgMAggregator(momentum=0.9), np.array([0.0])
+    for _ in range(2):
+        x = momentum.aggregate([update(1, [x + 1])], [x])[0].copy()
+    assert x[0] == pytest.approx(2.9, abs=1e-12)
+    for kind in (FedAdamAggregator, FedYogiAggregator, FedAdagradAggregator):
+        with pytest.raises(ConfigError, match="tau"):
+            kind(tau=0)
+        np.testing.assert_array_equal(kind().aggregate([update(1, [np.ones(3)])], [np.ones(3)])[0], np.ones(3))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fedprox_is_fedavg_on_the_server(seed):
+    """S-AGG-07: the proximal term is the clients' affair; the server gives the bits of FedAvg."""
+    start, updates = cohort(seed, dtype=np.float32)
+    np.testing.assert_array_equal(FedProxAggregator().aggregate(updates, start).buffer,
+                                  FedAvgAggregator().aggregate(updates, start).buffer)
+
+
+def test_fednova_averages_per_step_and_takes_the_mean_number_of_steps():
+    start, updates = cohort(3)
+    counts = np.array([each.num_samples for each in updates], np.float64)
+    shares, steps = counts / counts.sum(), np.array([each.metrics["normaliser"] for each in updates])
+    differences = np.array([vector(each.weights) - vector(start) for each in updates])
+    expected = vector(start) + 0.7 * (shares @ steps) * ((shares / steps) @ differences)
+    found = FedNovaAggregator(server_lr=0.7).aggregate(updates, start)
+    np.testing.assert_allclose(vector(found), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.5, 1.0, 3.0])
+def test_qfedavg_follows_the_paper(q):
+    start, updates = cohort(4)
+    lipschitz = 10.0
+    deltas, weights = np.zeros(17), 0.0
+    for each in updates:
+        loss, gradient = each.metrics["start_loss"], lipschitz * (vector(start) - vector(each.weights))
+        deltas += loss**q * gradient
+        weights += q * loss ** (q - 1) * (gradient @ gradient) + lipschitz * loss**q
+    found = QFedAvgAggregator(lipschitz=lipschitz, q=q).aggregate(updates, start)
+    np.testing.assert_allclose(vector(found), vector(start) - deltas / weights, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "metric", "values"), [
+    ("fednova", "normaliser", [None, "two", 0, -1.0, math.nan, math.inf]),
+    ("qfedavg", "start_loss", [None, "two", -1.0, math.nan, math.inf])])
+def test_a_missing_metric_names_the_client(name, metric, values):
+    for value in values:
+        with pytest.raises(UpdateError, match=rf"client-7.*{metric}"):
+            ALL[name]().aggregate([update(1, [np.ones(2)]), update(7, [np.ones(2)], **{metric: value})], [np.zeros(2)])
+
+
+def test_norm_clipping_clips_each_update():
+    """S-AGG-16: [6, 8] and [0.3, 0.4] clipped to norm 1 and averaged are [0.45, 0.6], wherever the start is."""
+    for start in (np.zeros(2), np.array([5.0, -3.0])):
+        updates = [update(1, [start + [6, 8]]), update(2, [start + [0.3, 0.4]])]
+        found = NormClippingAggregator(clip_norm=1.0).aggregate(updates, [start])[0]
+        np.testing.assert_allclose(found - start, [0.45, 0.6], rtol=1e-12)
+
+
+def test_norm_clipping_bounds_a_huge_update():
+    start, updates = cohort(5)
+    updates.append(update(9, [array + 1e30 for array in start], 1))
+    found = NormClippingAggregator(clip_norm=0.5, weighting="uniform").aggregate(updates, start)
+    expected = np.zeros(17)
+    for each in updates:
+        difference = vector(each.weights) - vector(start)
+        expected += difference * min(1, 0.5 / np.linalg.norm(difference)) / 6
+    np.testing.assert_allclose(vector(found) - vector(start), expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("prefix", ["", "control."])
+def test_scaffold_moves_model_and_control_variates(prefix):
+    draw = np.random.default_rng(6)
+    aggregator = ScaffoldAggregator(server_lr=0.5)
+    model = Layout([prefix + "w", "mean"], [(4,), (2,)], [np.float64] * 2, buffers=["mean"])
+    control = aggregator.shared(model)
+    assert control.names == (f"control.{prefix}w",)
+    layout = Layout(model.names + control.names, model.shapes + control.shapes, model.dtypes + control.dtypes, ["mean"])
+    start, mean = (filled(layout, [draw.normal(size=shape) for shape in layout.shapes]) for _ in range(2))
+    begun, given = [array.copy() for array in start], [array.copy() for array in mean]
+    aggregator.step(start, mean, RoundStats(1, num_clients=8, num_updates=2, num_samples=5))
+    np.testing.assert_allclose(mean[0], begun[0] + 0.5 * (given[0] - begun[0]), rtol=1e-13)
+    np.testing.assert_array_equal(mean[1], given[1])
+    np.testing.assert_allclose(mean[2], begun[2] + 2 / 8 * (given[2] - begun[2]), rtol=1e-13, atol=1e-15)
+
+
+def test_feddyn_follows_the_paper_over_rounds():
+    draw, alpha, num_clients = np.random.default_rng(7), 0.3, 10
+    aggregator, x, h = FedDynAggregator(alpha=alpha), draw.normal(size=6), np.zeros(6)
+    for number in range(1, 6):
+        clients = x + draw.normal(size=(3, 6))
+        h = h - alpha / num_clients * (clients - x).sum(axis=0)
+        expected = clients.mean(axis=0) - h / alpha
+        layout = Layout(["w"], [(6,)], [np.float64])
+        mean = filled(layout, [clients.mean(axis=0)])
+        aggregator.step(filled(layout, [x]), mean, RoundStats(number, num_clients, 3, 30))
+        np.testing.assert_allclose(mean[0], expected, rtol=1e-12, atol=1e-13)
+        x = expected
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_zero_samples(name):
+    start, updates = cohort(8)
+    idle = update(99, [array + 1000 for array in start], 0, normaliser=None, start_loss=None)
+    with pytest.raises(RoundError):
+        ALL[name]().aggregate([idle], start)
+    if name == "feddyn":  # who took part counts in it
+        return
+    np.testing.assert_array_equal(ALL[name]().aggregate([*updates, idle], start).buffer,
+                                  ALL[name]().aggregate(updates, start).buffer)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_order_of_clients_changes_no_bit_and_dtypes_stay(name, dtype):
+    start, updates = cohort(9, count=9, dtype=dtype)
+    expected = ALL[name]().aggregate(updates, start)
+    assert expected.layout.dtypes == start.layout.dtypes
+    for seed in range(3):
+        random.Random(seed).shuffle(updates)
+        np.testing.assert_array_equal(ALL[name]().aggregate(updates, start).buffer, expected.buffer)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(name, bad):
+    start, updates = cohort(10)
+    weights = updates[2].weights.copy()
+    weights[1][3] = bad
+    updates[2] = update(2, weights, 3)
+    with pytest.raises(Diverged, match="client-2"):
+        ALL[name]().aggregate(updates, start)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_buffers_and_integers_are_averaged(name):
+    """S-AGG-02, S-AGG-08: running means 0 and 10 give 5, in no optimiser, distance or penalty."""
+    layout = Layout(["w", "running_mean", "count"], [(2,), (1,), ()], [np.float32, np.float32, np.int64],
+                    buffers=["running_mean", "count"])
+    start, aggregator = filled(layout, [[1, 1], [0], 0]), ALL[name]()
+    for _ in range(3):
+        updates = [update(1, filled(layout, [start[0] + 0.5, [0], 4]), 1),
+                   update(2, filled(layout, [start[0] + 0.5, [10], 8]), 1)]
+        start = aggregator.aggregate(updates, start)
+        assert start[1].tolist() == [5.0]
+        assert start[2] == 6
+    huge, one = ([update(k, filled(layout, [[1.5, 1.5], [k * shift], 4]), 1) for k in (1, 2)] for shift in (1e6, 1))
+    begun = filled(layout, [[1, 1], [0], 0])
+    np.testing.assert_array_equal(ALL[name]().aggregate(huge, begun)[0], ALL[name]().aggregate(one, begun)[0])
+
+
+@pytest.mark.parametrize("name", ["fedavgm", "fedadam", "fedyogi", "fedadagrad", "feddyn"])
+def test_state_survives_a_restart(name):
+    start, aggregator = cohort(11, dtype=np.float32)[0], ALL[name]()
+    for number in range(4):
+        updates = cohort(20 + number, dtype=np.float32)[1]
+        again = ALL[name]()
+        again.load(aggregator.state())
+        after = again.aggregate(updates, start)
+        start = aggregator.aggregate(updates, start)
+        np.testing.assert_array_equal(after.buffer, start.buffer)
+    with pytest.raises(ValueError, match="other model|another model"):
+        aggregator.aggregate([update(1, [np.ones(2)])], [np.zeros(2)])
+    with pytest.raises(ValueError, match="nonsense"):
+        ALL[name]().load({"nonsense": {}})
+
+
+@pytest.mark.parametrize(("kind", "name", "values"), [
+    (FedAvgMAggregator, "momentum", [-0.1, 1, math.nan]), (FedAdamAggregator, "beta1", [-0.1, 1, math.nan]),
+    (FedAdamAggregator, "beta2", [-0.1, 1]), (FedYogiAggregator, "beta2", [-0.1, 1]),
+    (FedAdagradAggregator, "tau", [0, -1, math.nan]), (FedAdamAggregator, "server_lr", [0, -1, math.inf, math.nan]),
+    (FedDynAggregator, "alpha", [0, -1, math.nan]), (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
+def test_settings_out_of_range_are_named(kind, name, values):
+    for value in values:
+        with pytest.raises(ConfigError, match=name):
+            kind(**{name: value})
