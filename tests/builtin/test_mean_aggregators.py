@@ -169,7 +169,7 @@ def test_a_missing_metric_names_the_client(name, metric, values):
 def test_norm_clipping_clips_each_update():
     """S-AGG-16: [6, 8] and [0.3, 0.4] clipped to norm 1 and averaged are [0.45, 0.6], wherever the start is."""
     for start in (np.zeros(2), np.array([5.0, -3.0])):
-        updates = [update(1, [start + [6, 8]]), update(2, [start + [0.3, 0.4]])]
+        updates = [update(1, [start + np.array([6, 8])]), update(2, [start + np.array([0.3, 0.4])])]
         found = NormClippingAggregator(clip_norm=1.0).aggregate(updates, [start])[0]
         np.testing.assert_allclose(found - start, [0.45, 0.6], rtol=1e-12)
 
@@ -276,7 +276,7 @@ def test_state_survives_a_restart(name):
         after = again.aggregate(updates, start)
         start = aggregator.aggregate(updates, start)
         np.testing.assert_array_equal(after.buffer, start.buffer)
-    with pytest.raises(ValueError, match="other model|another model"):
+    with pytest.raises(ValueError, match="another model"):
         aggregator.aggregate([update(1, [np.ones(2)])], [np.zeros(2)])
     with pytest.raises(ValueError, match="nonsense"):
         ALL[name]().load({"nonsense": {}})
