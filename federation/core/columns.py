@@ -65,19 +65,41 @@ def column_runs(layout: Layout, parameters_only: bool = False) -> list[Columns]:
 def column_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
     """What `kernel` makes of each column of `block`, [K, n] in C order, in its dtype: [n].
 
-    Other dtypes than float32 and float64 are worked on as float64 and rounded once.
+    Other dtypes than float32 and float64 are worked on as float64 and rounded once, integers to nearest even.
     """
     if block.dtype in (np.float32, np.float64):
         return _native(kernel, block)
+    if block.dtype.kind in "iu":
+        return _integer_statistic(kernel, block)
     found = _native(kernel, block.astype(np.float64))
     if block.dtype.kind == "b":
         return found > 0.5
-    if block.dtype.kind in "iu":
-        # Rounding can leave the range of 64-bit integers at their very end, where float64 has no neighbours.
-        limits = np.iinfo(block.dtype)
-        return np.clip(np.rint(found), float(limits.min), np.nextafter(float(limits.max), 0)).astype(block.dtype)
-    assert block.dtype == np.float16 or block.dtype == BFLOAT16
-    return found.astype(block.dtype)
+    if block.dtype == BFLOAT16:
+        return _to_bfloat16(found)
+    assert block.dtype == np.float16
+    return found.astype(np.float16)
+
+
+def _integer_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
+    """Of each column's heights above its smallest value, which are exact as float64 where they are below 2**53."""
+    lowest = block.min(axis=0)
+    lowest -= lowest & 1  # an even number, so that halves are rounded as they would be without it
+    # The difference of two signed integers may need the unsigned type; wrapping around makes it right.
+    unsigned = np.dtype(f"u{block.dtype.itemsize}")
+    heights = block.view(unsigned) - lowest.view(unsigned)
+    found = np.rint(_native(kernel, heights.astype(np.float64)))
+    # float64 may have rounded the greatest heights up, out of the range of integers.
+    found = np.minimum(found, np.nextafter(2.0 ** (8 * block.dtype.itemsize), 0)).astype(unsigned)
+    return (lowest.view(unsigned) + np.minimum(found, heights.max(axis=0))).view(block.dtype)
+
+
+def _to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float64 rounded once. NumPy goes by way of float32, and what that brings to the middle of two is rounded twice."""
+    near = values.astype(np.float32)
+    in_the_middle = (near.view(np.uint32) & 0xFFFF) == 0x8000
+    near = np.where(in_the_middle & (values > near), np.nextafter(near, np.float32(np.inf)), near)
+    near = np.where(in_the_middle & (values < near), np.nextafter(near, np.float32(-np.inf)), near)
+    return near.astype(BFLOAT16)
 
 
 def _native(kernel: Kernel, block: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from federation import kernels
 from federation.core.columns import Kernel, column_runs, column_statistic
-from federation.core.gram import GramSum
+from federation.core.gram import Geometry, GramSum
 from federation.core.types import ClientUpdate
 from federation.core.updates import Allocate, Contribution, ExactSum
 from federation.core.weights import Layout, Weights
@@ -47,11 +47,11 @@ class Matrix(ABC):
         """
 
     @abstractmethod
-    async def gram(self) -> np.ndarray:
-        """float64[K, K]: the inner products of the rows' differences from `start`, over all parameters.
+    async def gram(self) -> Geometry:
+        """The inner products of the rows' differences from `start`, and the squared distances between rows.
 
-        Buffers and integers take no part (see Layout.parameters). Products are float64
-        within blocks of columns, and summed exactly over blocks (see GramSum).
+        Over all parameters; buffers and integers take no part (see Layout.parameters). Sums are float64 within blocks
+        of columns, and exact over blocks (see GramSum).
         """
 
     @abstractmethod
@@ -81,7 +81,7 @@ class LocalMatrix(Matrix):
                 block = np.stack([columns.of(row) for row in chosen])
                 columns.of(out)[:] = column_statistic(kernel, block)
 
-    async def gram(self) -> np.ndarray:
+    async def gram(self) -> Geometry:
         """See Matrix."""
         total = GramSum(len(self))
         for run in column_runs(self.start.layout, parameters_only=True):
@@ -93,8 +93,9 @@ class LocalMatrix(Matrix):
         """See Matrix."""
         total = combination(self.start, len(self))
         for client_id, row, coefficient in zip(self.client_ids, self._rows, coefficients, strict=True):
-            total.add(client_id, row, 1, Contribution(coefficient, 0.0))
-        total.divisor = 1.0
+            if coefficient:  # a row that does not count may be too far away to be added
+                total.add(client_id, row, 1, Contribution(float(coefficient), 0.0))
+        total.num_samples, total.divisor = len(self), 1.0
         total.mean_into(out)
 
     async def row(self, index: int, out: Weights) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from federation.core.columns import Columns, Kernel, column_runs, column_statistic
-from federation.core.gram import GramSum
+from federation.core.gram import Geometry, GramSum
 from federation.core.matrix import BLOCK_BYTES, Matrix
 from federation.core.weights import Weights
 from federation.node.compute import compute
@@ -51,8 +51,8 @@ class DistributedMatrix(Matrix):
             await self._server.tell(order)
             await take_part_in_columnwise(self._server.node, self._server.host, order, out)
 
-    async def gram(self) -> np.ndarray:
-        """See Matrix. Of each row, all but one part in `size` travels once, and one reduction of K * K * 64 bytes."""
+    async def gram(self) -> Geometry:
+        """See Matrix. Of each row, all but one part in `size` travels once, and one reduction of K * K * 128 bytes."""
         order = Gram(clients=list(self.client_ids), ranks=self._ranks)
         async with self._server.deadline(self._round, "the inner products of the updates"):
             await self._server.tell(order)

@@ -107,16 +107,18 @@ def test_columnwise(ranks, block_bytes, kernel, rows):
 
 
 def test_gram(ranks, block_bytes):
-    """Against the sum of products in Python's exact fractions as well."""
+    """Against NumPy's products of whole rows as well."""
     async def program(matrix):
-        return (await matrix.gram()).tolist()
+        found = await matrix.gram()
+        return found.products.tolist(), found.squared_distances.tolist()
 
-    found = spread(ranks, program)
-    assert found == run_here(program(local()))
+    products, distances = spread(ranks, program)
+    assert (products, distances) == run_here(program(local()))
     parameters = ["a", "scale", "b", "half", "c"]
     flat = np.stack([np.concatenate([(row[name].astype(float) - START[name].astype(float)).ravel() for name in parameters])
                      for row in ROWS])
-    assert np.allclose(found, flat @ flat.T, rtol=1e-13)
+    assert np.allclose(products, flat @ flat.T, rtol=1e-13)
+    assert np.allclose(distances, ((flat[:, None] - flat) ** 2).sum(axis=2), rtol=1e-13)
 
 
 def test_combine(ranks):
@@ -151,7 +153,7 @@ def test_clients_that_trained_on_nothing_have_no_row():
     async def program(matrix):
         out = Weights.zeros(layout())
         await matrix.columnwise(Kernel("median"), out)
-        return list(matrix.client_ids), matrix.num_samples, (await matrix.gram()).shape, bits(out)
+        return list(matrix.client_ids), matrix.num_samples, (await matrix.gram()).products.shape, bits(out)
 
     names, counts, shape, _ = spread(2, program, counts=[0, *COUNTS[1:]])
     assert (names, counts, shape) == (NAMES[1:], COUNTS[1:], (K - 1, K - 1))

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.krum_scores import KrumFamily, krum_scores, squared_distances
+from federation.builtin.aggregators.krum_scores import KrumFamily, krum_scores
 from federation.core.columns import Kernel
 from federation.core.matrix import Matrix
 from federation.core.weights import Weights
@@ -29,8 +29,8 @@ class BulyanAggregator(KrumFamily):
         return f"with num_byzantine={self.num_byzantine} needs n >= 4f + 3 = {self.min_updates} updates"
 
     async def step(self, matrix: Matrix, out: Weights) -> None:
-        """The inner products choose; one columnwise pass over the chosen."""
-        distances = squared_distances(await matrix.gram())
+        """Distances choose; one columnwise pass over the chosen."""
+        distances = (await matrix.gram()).squared_distances
         left = np.arange(len(matrix))
         selected = []
         for _ in range(len(matrix) - 2 * self.num_byzantine):

@@ -7,9 +7,9 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.geometric_median import distances_from
 from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.aggregator import MatrixAggregator
+from federation.core.gram import distances_from
 from federation.core.matrix import Matrix
 from federation.core.weights import Weights
 
@@ -28,11 +28,12 @@ class CentredClippingAggregator(MatrixAggregator):
         self._iterations = iterations
 
     async def step(self, matrix: Matrix, out: Weights) -> None:
-        """Clip on the K x K inner products, then combine."""
-        gram = await matrix.gram()
+        """Clip on K x K numbers, then combine."""
+        geometry = await matrix.gram()
+        geometry.check_reach(matrix.client_ids)
         coefficients = np.zeros(len(matrix))
         for _ in range(self._iterations):
-            distances = distances_from(gram, coefficients)
+            distances = distances_from(geometry.products, coefficients)
             scales = np.minimum(1.0, self._clip_norm / np.maximum(distances, self._clip_norm))
             coefficients = coefficients + (scales - scales.sum() * coefficients) / len(matrix)
         await matrix.combine(coefficients.tolist(), out)

@@ -6,7 +6,7 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.krum_scores import KrumFamily, krum_scores, squared_distances
+from federation.builtin.aggregators.krum_scores import KrumFamily, krum_scores
 from federation.core.matrix import Matrix
 from federation.core.weights import Weights
 
@@ -19,6 +19,6 @@ class KrumAggregator(KrumFamily):
     """
 
     async def step(self, matrix: Matrix, out: Weights) -> None:
-        """The inner products choose; one row travels."""
-        scores = krum_scores(squared_distances(await matrix.gram()), self.num_byzantine)
+        """Distances choose; one row travels."""
+        scores = krum_scores((await matrix.gram()).squared_distances, self.num_byzantine)
         await matrix.row(int(np.argmin(scores)), out)

@@ -7,16 +7,12 @@ import numpy as np
 from federation.core.aggregator import MatrixAggregator
 from federation.errors import ConfigError
 
-#: Squared distances below this share of the norms are rounding, and count as 0: float32 resolves a little less.
-RESOLUTION = 2.0**-46
-
 
 class KrumFamily(MatrixAggregator):
     """A rule that withstands `num_byzantine` (the papers' f) arbitrary updates among enough others."""
 
     def __init__(self, num_byzantine: int = 1) -> None:
-        if num_byzantine < 0:
-            raise ConfigError(f"aggregator_config: num_byzantine={num_byzantine} is not a whole number of at least 0")
+        check_whole("num_byzantine", num_byzantine, 0)
         self.num_byzantine = num_byzantine
 
     @property
@@ -28,13 +24,10 @@ class KrumFamily(MatrixAggregator):
         return f"with num_byzantine={self.num_byzantine} needs n >= 2f + 3 = {self.min_updates} updates"
 
 
-def squared_distances(gram: np.ndarray) -> np.ndarray:
-    """float64[K, K]: the squared distances between rows whose inner products are `gram`."""
-    norms = np.diag(gram)
-    both = norms[:, None] + norms[None, :]
-    distances: np.ndarray = both - 2 * gram
-    distances[distances <= RESOLUTION * both] = 0.0
-    return distances
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raise ConfigError for a setting that is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"aggregator_config: {name}={value!r} is not a whole number of at least {least}")
 
 
 def krum_scores(distances: np.ndarray, num_byzantine: int) -> np.ndarray:
