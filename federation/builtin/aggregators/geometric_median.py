@@ -45,7 +45,9 @@ class GeometricMedianAggregator(MatrixAggregator):
     def _coefficients(self, geometry: Geometry, counts: Sequence[int]) -> np.ndarray:
         middle, scale = midst(np.sqrt(geometry.squared_distances), counts)
         if scale == 0:  # most of the weight is in one place, which is the geometric median
-            return (np.arange(len(counts)) == middle).astype(np.float64)
+            alone = np.zeros(len(counts))
+            alone[middle] = 1
+            return alone
         shares = np.array(counts, np.float64) / sum(counts)
         products = geometry.products_around(middle)
         coefficients = _normalised(shares / np.maximum(np.sqrt(geometry.squared_distances[middle]), scale))
