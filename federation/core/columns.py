@@ -97,9 +97,8 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
     """float64 rounded once. NumPy goes by way of float32, and what that brings to the middle of two is rounded twice."""
     near = values.astype(np.float32)
     in_the_middle = (near.view(np.uint32) & 0xFFFF) == 0x8000
-    near = np.where(in_the_middle & (values > near), np.nextafter(near, np.float32(np.inf)), near)
-    near = np.where(in_the_middle & (values < near), np.nextafter(near, np.float32(-np.inf)), near)
-    return near.astype(BFLOAT16)
+    side = np.where(values > near, np.float32(np.inf), np.float32(-np.inf))
+    return np.where(in_the_middle & (values != near), np.nextafter(near, side), near).astype(BFLOAT16)
 
 
 def _native(kernel: Kernel, block: np.ndarray) -> np.ndarray:

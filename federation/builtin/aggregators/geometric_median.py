@@ -26,7 +26,7 @@ class GeometricMedianAggregator(MatrixAggregator):
     combination at the end. Buffers and integers take the same weights.
     """
 
-    def __init__(self, weighting: Weighting = "samples", max_iterations: int = 100, tolerance: float = 1e-9,
+    def __init__(self, weighting: Weighting = "samples", max_iterations: int = 1000, tolerance: float = 1e-9,
                  smoothing: float = 1e-6) -> None:
         check_settings(max_iterations=(max_iterations, 0, math.inf), tolerance=(tolerance, -0.0, 1),
                        smoothing=(smoothing, 0, math.inf))
