@@ -47,6 +47,7 @@ RULES: dict[str, dict[str, Any]] = {
     "geometric_median": {},
     "centred_clipping": {"clip_norm": 0.4},
     "norm_clipping": {"clip_norm": 0.4},
+    "fltrust": {"root_client": f"client_{NUM_CLIENTS - 1}"},
 }
 #: Points of accuracy that a rule may lose and still hold.
 MARGIN = 0.03

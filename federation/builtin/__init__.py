@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from federation.builtin.aggregators.fednova import FedNovaAggregator
     from federation.builtin.aggregators.fedprox import FedProxAggregator
     from federation.builtin.aggregators.fedyogi import FedYogiAggregator
+    from federation.builtin.aggregators.fltrust import FLTrustAggregator
     from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
     from federation.builtin.aggregators.krum import KrumAggregator
     from federation.builtin.aggregators.median import MedianAggregator
@@ -49,6 +50,7 @@ _HOMES = {
     "DefaultLearner": "federation.builtin.learners.default",
     "DefaultTrainer": "federation.builtin.trainers.default",
     "DittoLearner": "federation.builtin.learners.ditto",
+    "FLTrustAggregator": "federation.builtin.aggregators.fltrust",
     "FedAdagradAggregator": "federation.builtin.aggregators.fedadagrad",
     "FedAdamAggregator": "federation.builtin.aggregators.fedadam",
     "FedAsyncAggregator": "federation.builtin.aggregators.fedasync",
@@ -85,6 +87,7 @@ __all__ = [
     "DefaultLearner",
     "DefaultTrainer",
     "DittoLearner",
+    "FLTrustAggregator",
     "FedAdagradAggregator",
     "FedAdamAggregator",
     "FedAsyncAggregator",

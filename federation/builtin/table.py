@@ -29,6 +29,7 @@ COMPONENTS = {
     "federated.aggregator.bulyan": "federation.builtin.aggregators.bulyan:BulyanAggregator",
     "federated.aggregator.geometric_median": "federation.builtin.aggregators.geometric_median:GeometricMedianAggregator",
     "federated.aggregator.centred_clipping": "federation.builtin.aggregators.centred_clipping:CentredClippingAggregator",
+    "federated.aggregator.fltrust": "federation.builtin.aggregators.fltrust:FLTrustAggregator",
     "model.torch.mlp": "federation.builtin.models.mlp:MLPModel",
     "model.torch.cnn": "federation.builtin.models.cnn:CNNModel",
     "model.numpy.linear": "federation.builtin.models.linear:LinearModel",

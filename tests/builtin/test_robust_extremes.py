@@ -95,7 +95,7 @@ def test_rules_that_weigh_by_distance_name_who_is_too_far(aggregator):
         assert np.abs(result(aggregator, rows, np.zeros(8))).max() < 10
     for huge in (1e60, 1e200, 1.7e308):
         rows[3] = huge
-        with pytest.raises(UpdateError, match="client_3.*too far"):
+        with pytest.raises(UpdateError, match=r"client_3.*too far"):
             result(aggregator, rows, np.zeros(8))
 
 

@@ -53,6 +53,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "bulyan": _with("bulyan", aggregator_config={"num_byzantine": 1}),
     "geometric_median": _with("geometric_median"),
     "centred_clipping": _with("centred_clipping", aggregator_config={"clip_norm": 0.3}),
+    "fltrust": _with("fltrust", trainer_config={"cohort_size": 9}, aggregator_config={"root_client": "client_4"}),
     "local bias": _with(trainer_config={"local_parameters": ["bias"]}),
     "FedBN": _with(model="tests.system.normalised:NormalisedModel", trainer_config={"local_parameters": ["norm*"]}),
     "momentum kept": _with(learner_config={"momentum": 0.9, "keep_momentum": True}),
