@@ -48,6 +48,7 @@ bench: install  ## the quick benchmarks, as tables
 
 docs: install  ## the reference pages that are made from the code
 	$(BIN)/python -m federation.config_reference
+	$(BIN)/python -m federation.component_reference
 	$(BIN)/python -m tests.cases
 
 clean:  ## forget builds and caches (not runs/)

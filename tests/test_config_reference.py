@@ -8,6 +8,8 @@ import msgspec
 import pytest
 import yaml
 
+from federation import component_reference
+from federation.builtin.table import COMPONENTS
 from federation.config import Config, load_config, load_config_from_dict
 from federation.config_reference import EXAMPLE, entries, example, keys_for_help, markdown
 
@@ -56,3 +58,12 @@ def test_the_reference_file_runs_as_no_file_does():
     assert (commented.output_dir, built_in.output_dir) == ("runs/config", "runs/example")
     assert built_in.learner_config == EXAMPLE["learner_config"]
     assert msgspec.structs.replace(built_in, learner_config={}, output_dir="runs/run") == load_config_from_dict({})
+
+
+def test_the_page_of_components_is_current():
+    """Every built-in component is on it, with its settings."""
+    pytest.importorskip("torch")
+    pytest.importorskip("sklearn")
+    text = component_reference.markdown()
+    assert (ROOT / "docs/components.md").read_text(encoding="utf-8") == text, "run python -m federation.component_reference"
+    assert all(f"### `{name}`" in text for name in COMPONENTS)

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from federation.builtin.models.cnn import CNNModel
     from federation.builtin.models.linear import LinearModel
     from federation.builtin.models.logistic import LogisticModel
+    from federation.builtin.models.lstm import LSTMModel
     from federation.builtin.models.mlp import MLPModel
+    from federation.builtin.models.module import TorchModuleModel
+    from federation.builtin.models.resnet18 import ResNet18Model
     from federation.builtin.models.torch_model import TorchModel
     from federation.builtin.trainers.asynchronous import AsyncTrainer
     from federation.builtin.trainers.default import DefaultTrainer
@@ -65,6 +68,7 @@ _HOMES = {
     "FedYogiAggregator": "federation.builtin.aggregators.fedyogi",
     "GeometricMedianAggregator": "federation.builtin.aggregators.geometric_median",
     "KrumAggregator": "federation.builtin.aggregators.krum",
+    "LSTMModel": "federation.builtin.models.lstm",
     "LinearModel": "federation.builtin.models.linear",
     "LogisticModel": "federation.builtin.models.logistic",
     "MLPModel": "federation.builtin.models.mlp",
@@ -72,10 +76,12 @@ _HOMES = {
     "MultiKrumAggregator": "federation.builtin.aggregators.multikrum",
     "NormClippingAggregator": "federation.builtin.aggregators.norm_clipping",
     "QFedAvgAggregator": "federation.builtin.aggregators.qfedavg",
+    "ResNet18Model": "federation.builtin.models.resnet18",
     "ScaffoldAggregator": "federation.builtin.aggregators.scaffold",
     "ScaffoldLearner": "federation.builtin.learners.scaffold",
     "SklearnLearner": "federation.builtin.learners.sklearn",
     "TorchModel": "federation.builtin.models.torch_model",
+    "TorchModuleModel": "federation.builtin.models.module",
     "TrimmedMeanAggregator": "federation.builtin.aggregators.trimmed_mean",
 }
 
@@ -102,6 +108,7 @@ __all__ = [
     "FedYogiAggregator",
     "GeometricMedianAggregator",
     "KrumAggregator",
+    "LSTMModel",
     "LinearModel",
     "LogisticModel",
     "MLPModel",
@@ -109,10 +116,12 @@ __all__ = [
     "MultiKrumAggregator",
     "NormClippingAggregator",
     "QFedAvgAggregator",
+    "ResNet18Model",
     "ScaffoldAggregator",
     "ScaffoldLearner",
     "SklearnLearner",
     "TorchModel",
+    "TorchModuleModel",
     "TrimmedMeanAggregator",
 ]
 

@@ -32,6 +32,9 @@ COMPONENTS = {
     "federated.aggregator.fltrust": "federation.builtin.aggregators.fltrust:FLTrustAggregator",
     "model.torch.mlp": "federation.builtin.models.mlp:MLPModel",
     "model.torch.cnn": "federation.builtin.models.cnn:CNNModel",
+    "model.torch.resnet18": "federation.builtin.models.resnet18:ResNet18Model",
+    "model.torch.lstm": "federation.builtin.models.lstm:LSTMModel",
+    "model.torch.module": "federation.builtin.models.module:TorchModuleModel",
     "model.numpy.linear": "federation.builtin.models.linear:LinearModel",
     "model.sklearn.logistic": "federation.builtin.models.logistic:LogisticModel",
 }

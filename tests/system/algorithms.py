@@ -30,6 +30,7 @@ def _with(aggregator: str = "fedavg", model: str = "model.numpy.linear", trainer
 
 #: A virtual clock on which clients differ much.
 SLOW = {"clock": "virtual", "latency": {"kind": "lognormal", "work_seconds": 1.0, "spread": 0.8}}
+IN_FLIGHT = {"cohort_size": None, "concurrency": 4, **SLOW}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedavg": _with(),
@@ -62,8 +63,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "weighted cohorts": _with(trainer_config={"sampling": "weighted"}),
     "round robin": _with(trainer_config={"sampling": "round_robin"}),
     "semi-synchronous": _with(trainer_config={"cohort_size": 5, "over_select": 1.4, "deadline": 2.0, **SLOW}),
-    "fedasync": _with("fedasync", trainer="async", trainer_config={"cohort_size": None, "concurrency": 4, "max_rounds": 12, **SLOW}),
-    "fedbuff": _with("fedbuff", trainer="async", trainer_config={"cohort_size": None, "concurrency": 4, "max_rounds": 6, **SLOW},
+    "fedasync": _with("fedasync", trainer="async", trainer_config={**IN_FLIGHT, "max_rounds": 12}),
+    "fedbuff": _with("fedbuff", trainer="async", trainer_config={**IN_FLIGHT, "max_rounds": 6},
                      aggregator_config={"buffer_size": 3}),
 }
 

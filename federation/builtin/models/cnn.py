@@ -1,14 +1,13 @@
-"""The convolutional network of the federated averaging paper."""
+"""The convolutional networks of the federated learning literature."""
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
-from typing import final
+from typing import Literal, final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from federation.builtin.models.images import Images, check_image_shape, image_settings
 from federation.builtin.models.torch_model import TorchModel
 from federation.builtin.steps.torch_random import private_randomness
 from federation.errors import ConfigError
@@ -16,68 +15,70 @@ from federation.errors import ConfigError
 
 @final
 class CNNModel(TorchModel):
-    """Two 5x5 convolutions (32 and 64 channels, same padding, each with 2x2 max pooling), 512 hidden units, softmax.
+    """Two convolutions, a hidden layer, softmax. `architecture` says which of two networks:
 
-    From McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from Decentralized Data", section 3;
-    1,663,370 parameters for images of 28 x 28 and ten classes. `input_shape` is (channels, height, width), height and
-    width at least 4; samples may also come flat. `dropout`, which the paper has not, is before the output layer.
+    mcmahan: 5x5 convolutions (same padding), each with 2x2 max pooling, 512 hidden units (McMahan et al. 2017, section 3);
+    1,663,370 parameters for images of 28 x 28 and ten classes. No dropout unless `dropout` is set.
+
+    reddi: 3x3 convolutions (no padding), one 2x2 max pooling, 128 hidden units, dropout of 1/4 after pooling and 1/2
+    before the output (Reddi et al. 2021, table 4); 1,206,590 parameters for FEMNIST (28 x 28, 62 classes), 1,626,442 for
+    CIFAR-10 (3 x 32 x 32, ten classes).
+
+    `channels` are those of the two convolutions. `dropout`, where it is set, is the one before the output, and half of it
+    the one after pooling. `input_shape` is (channels, height, width); samples may also come flat.
     """
 
     def __init__(self, input_shape: tuple[int, ...] = (1, 28, 28), output_size: int = 10,
-                 channels: tuple[int, int] = (32, 64), hidden_size: int = 512, dropout: float = 0.0,
-                 seed: int = 0) -> None:
+                 architecture: Literal["mcmahan", "reddi"] = "mcmahan", channels: tuple[int, int] = (32, 64),
+                 hidden_size: int | None = None, dropout: float | None = None, seed: int = 0) -> None:
         input_shape = tuple(input_shape)
-        _check(input_shape)
-        if min(output_size - 1, hidden_size, *channels) < 1 or not 0 <= dropout < 1:
-            raise ConfigError(f"model_config: output_size={output_size} is at least 2, hidden_size={hidden_size} and "
-                              f"channels={list(channels)} at least 1, dropout={dropout} from 0 to below 1")
-        depth, height, width = input_shape
-        layers: OrderedDict[str, nn.Module] = OrderedDict(images=_Images(input_shape))
-        # Pooling before ReLU gives the same values, and leaves ReLU a quarter of the work.
+        check_image_shape(input_shape, least=4 if architecture == "mcmahan" else 6)
+        if architecture not in ("mcmahan", "reddi"):
+            raise ConfigError(f"model_config.architecture: {architecture!r} is not one of mcmahan, reddi")
+        hidden = (512 if architecture == "mcmahan" else 128) if hidden_size is None else hidden_size
+        drop = (0.0 if architecture == "mcmahan" else 0.5) if dropout is None else dropout
+        if min(output_size - 1, hidden, *channels) < 1 or not 0 <= drop < 1:
+            raise ConfigError(f"model_config: output_size={output_size} is at least 2, hidden_size={hidden} and "
+                              f"channels={list(channels)} at least 1, dropout={drop} from 0 to below 1")
+        build = _mcmahan if architecture == "mcmahan" else _reddi
         with private_randomness(seed):
-            layers["conv1"] = nn.Conv2d(depth, channels[0], 5, padding=2)
-            layers["pool1"], layers["relu1"] = nn.MaxPool2d(2), nn.ReLU(inplace=True)
-            layers["conv2"] = nn.Conv2d(channels[0], channels[1], 5, padding=2)
-            layers["pool2"], layers["relu2"] = nn.MaxPool2d(2), nn.ReLU(inplace=True)
-            layers["flatten"] = nn.Flatten()
-            layers["hidden"] = nn.Linear(channels[1] * (height // 4) * (width // 4), hidden_size)
-            layers["relu3"] = nn.ReLU(inplace=True)
-            if dropout:
-                layers["dropout"] = nn.Dropout(dropout)
-            layers["output"] = nn.Linear(hidden_size, output_size)
+            layers = build(input_shape, channels, hidden, drop)
+            layers["output"] = nn.Linear(hidden, output_size)
         super().__init__(nn.Sequential(layers), input_shape, output_size)
 
     @classmethod
     def settings_from_data(cls, input_shape: tuple[int, ...], num_classes: int | None) -> dict[str, object]:
-        """Image shape and classes: (height, width) gets one channel, a square number of values is a square image."""
-        if num_classes is None:
-            raise ConfigError("components.model: model.torch.cnn classifies, but the data have targets and no classes")
-        shape = tuple(input_shape)
-        if len(shape) == 1 and math.isqrt(shape[0]) ** 2 == shape[0]:
-            shape = (math.isqrt(shape[0]),) * 2
-        if len(shape) == 2:
-            shape = (1, *shape)
-        if len(shape) != 3:
-            raise ConfigError("components.model: model.torch.cnn needs images, but a sample of these data has the "
-                              f"shape {list(input_shape)}; set model_config.input_shape, or use model.torch.mlp")
-        return {"input_shape": shape, "output_size": num_classes}
+        """Image shape and classes, see image_settings."""
+        return image_settings("model.torch.cnn", input_shape, num_classes)
 
 
-class _Images(nn.Module):
-    """Samples, flat or not, as images, channels last in memory: the layout in which CPUs convolve fastest."""
+def _mcmahan(shape: tuple[int, ...], channels: tuple[int, int], hidden: int, dropout: float) -> OrderedDict[str, nn.Module]:
+    depth, height, width = shape
+    layers: OrderedDict[str, nn.Module] = OrderedDict(images=Images(shape))
+    # Pooling before ReLU gives the same values, and leaves ReLU a quarter of the work.
+    layers["conv1"] = nn.Conv2d(depth, channels[0], 5, padding=2)
+    layers["pool1"], layers["relu1"] = nn.MaxPool2d(2), nn.ReLU(inplace=True)
+    layers["conv2"] = nn.Conv2d(channels[0], channels[1], 5, padding=2)
+    layers["pool2"], layers["relu2"] = nn.MaxPool2d(2), nn.ReLU(inplace=True)
+    layers["flatten"] = nn.Flatten()
+    layers["hidden"] = nn.Linear(channels[1] * (height // 4) * (width // 4), hidden)
+    layers["relu3"] = nn.ReLU(inplace=True)
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
+    return layers
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self._shape = shape
 
-    def forward(self, samples: Tensor) -> Tensor:
-        return samples.reshape(-1, *self._shape).contiguous(memory_format=torch.channels_last)
-
-
-def _check(shape: tuple[int, ...]) -> None:
-    if len(shape) == 3 and shape[2] in (1, 3) and shape[0] > 4:
-        raise ConfigError(f"model_config.input_shape: {list(shape)} has its channels last; images are (channels, "
-                          "height, width): transpose the data, x.transpose(0, 3, 1, 2)")
-    if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 4:
-        raise ConfigError(f"model_config.input_shape: {list(shape)} is not (channels, height, width) with height and "
-                          "width of at least 4")
+def _reddi(shape: tuple[int, ...], channels: tuple[int, int], hidden: int, dropout: float) -> OrderedDict[str, nn.Module]:
+    depth, height, width = shape
+    layers: OrderedDict[str, nn.Module] = OrderedDict(images=Images(shape))
+    layers["conv1"], layers["relu1"] = nn.Conv2d(depth, channels[0], 3), nn.ReLU(inplace=True)
+    layers["conv2"] = nn.Conv2d(channels[0], channels[1], 3)
+    layers["pool"], layers["relu2"] = nn.MaxPool2d(2), nn.ReLU(inplace=True)
+    if dropout:
+        layers["dropout1"] = nn.Dropout(dropout / 2)
+    layers["flatten"] = nn.Flatten()
+    layers["hidden"] = nn.Linear(channels[1] * ((height - 4) // 2) * ((width - 4) // 2), hidden)
+    layers["relu3"] = nn.ReLU(inplace=True)
+    if dropout:
+        layers["dropout2"] = nn.Dropout(dropout)
+    return layers

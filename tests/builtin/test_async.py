@@ -1,0 +1,209 @@
+"""Asynchronous aggregation from the papers' formulas, and the order of events against a simulation written here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+import federation
+from federation import ServerNode
+from federation.builtin import AsyncTrainer, DefaultTrainer, FedAsyncAggregator, FedAvgAggregator, FedBuffAggregator
+from federation.core.async_aggregator import LateUpdate, discount, staleness_of
+from federation.core.weights import Layout, Weights
+from federation.data.latency import Latency
+from federation.errors import ConfigError, UpdateError
+from tests.node.worlds import Answers, Arrays, constant, f32, in_world
+
+
+def weights(value, layout=None):
+    result = Weights.zeros(layout or Layout(["w"], [(1,)], ["float32"]))
+    for array in result:
+        array[...] = value
+    return result
+
+
+def update(value, start, staleness, layout=None):
+    return LateUpdate("client_0", weights(value, layout), weights(start, layout), 1, staleness)
+
+
+def test_fedasync_of_the_case():
+    """S-AGG-12: version 7 mixes 3.0 from version 4 by 0.6 / sqrt(1 + 3) = 0.3 into 1.0: 1.6, version 8."""
+    current = weights(1.0)
+    assert FedAsyncAggregator(mixing=0.6).receive(current, update(3.0, 0.0, staleness_of(7, 4, "client_0")))
+    assert current["w"][0] == np.float32(1.6)
+
+
+def test_fedbuff_of_the_case():
+    """S-AGG-12: +1 (fresh) and +3 (3 behind) make (1 * 1 + 3 * 0.5) / 2 = 1.25, added to the value as of now."""
+    rule, current = FedBuffAggregator(buffer_size=2), weights(10.0)
+    assert not rule.receive(current, update(6.0, 5.0, 0))
+    assert current["w"][0] == 10.0
+    current["w"][0] = 20.0
+    assert rule.receive(current, update(4.0, 1.0, 3))
+    assert current["w"][0] == 21.25
+    assert not rule.receive(current, update(1.0, 0.0, 0)), "the buffer begins anew"
+
+
+def test_a_client_from_the_future_is_refused():
+    """S-AGG-12: a version above the server's raises, with both numbers."""
+    with pytest.raises(UpdateError, match=r"client_3.*version 9.*version 8"):
+        staleness_of(8, 9, "client_3")
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 4, 5, 20])
+def test_staleness_functions(staleness):
+    """Section 5.2 of Xie et al. 2019."""
+    assert discount("constant", staleness, 0.5, 4) == 1
+    assert discount("polynomial", staleness, 0.5, 4) == pytest.approx((staleness + 1) ** -0.5)
+    assert discount("hinge", staleness, 10.0, 4) == (1 if staleness <= 4 else pytest.approx(1 / (10.0 * (staleness - 4) + 1)))
+
+
+@pytest.mark.parametrize(("rule", "wanted"), [(FedAsyncAggregator(mixing=0.5), (5.0, 4)),
+                                              (FedBuffAggregator(buffer_size=1, server_lr=0.1), (10.0, 8))])
+def test_buffers_take_part(rule, wanted):
+    """S-AGG-02: BatchNorm's statistics and counters follow the clients, whatever the server's learning rate."""
+    layout = Layout(["w", "mean", "count"], [(1,), (2,), ()], ["float32", "float32", "int64"], ["mean", "count"])
+    current = weights(0, layout)
+    late = update(10.0, 0.0, 0, layout)
+    late.weights["count"][...] = 8
+    rule.receive(current, late)
+    assert current["mean"].tolist() == [wanted[0]] * 2
+    assert (current["count"].dtype, int(current["count"])) == (np.int64, wanted[1])
+
+
+def test_fedbuff_goes_on_from_its_state():
+    rule, other = FedBuffAggregator(buffer_size=3), FedBuffAggregator(buffer_size=3)
+    current = weights(1.0)
+    rule.receive(current, update(2.0, 1.5, 1))
+    rule.receive(current, update(7.0, 1.0, 0))
+    other.load(rule.state())
+    again = current.copy()
+    for one, target in ((rule, current), (other, again)):
+        assert one.receive(target, update(0.1, 0.3, 2))
+    assert current.sha256() == again.sha256()
+
+
+@pytest.mark.parametrize(("settings", "name"), [(dict(mixing=0), "mixing"), (dict(mixing=1.5), "mixing"),
+                                                (dict(exponent=0), "exponent"), (dict(hinge=-1), "hinge")])
+def test_settings_that_cannot_be(settings, name):
+    with pytest.raises(ConfigError, match=name):
+        FedAsyncAggregator(**settings)
+
+
+def in_training(trainer, aggregator, **config):
+    async def program(server: ServerNode):
+        trainer(server, Arrays({"w": f32(0)}), aggregator, config)
+
+    in_world({"w": f32(0)}, {"a": constant([f32(1)])}, program)
+
+
+def test_each_trainer_refuses_the_other_kind():
+    with pytest.raises(ConfigError, match=r"fedasync or federated\.aggregator\.fedbuff"):
+        in_training(AsyncTrainer, FedAvgAggregator())
+    with pytest.raises(ConfigError, match=r"federated\.trainer\.async"):
+        in_training(DefaultTrainer, FedAsyncAggregator())
+    with pytest.raises(ConfigError, match="concurrency"):
+        in_training(DefaultTrainer, FedAvgAggregator(), concurrency=3)
+    with pytest.raises(ConfigError, match="cohort_size"):
+        in_training(AsyncTrainer, FedAsyncAggregator(), cohort_size=1)
+
+
+def run(folder, **changes):
+    """A short run by the virtual clock; its rows."""
+    trainer = {"max_rounds": 15, "concurrency": 3, "latency": {"kind": "exponential"}, **changes.pop("trainer_config", {})}
+    config = {"mode": "serial", "seed": 2, "num_clients": 6, "tracker": "none", "output_dir": str(folder),
+              "learner_config": {"client_lr": 0.05}, "trainer_config": trainer,
+              "components": {"model": "model.numpy.linear", "trainer": "federated.trainer.async",
+                             "aggregator": "federated.aggregator.fedasync"}, **changes}
+    result = federation.run(config)
+    return result, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_order_of_events(tmp_path):
+    """A queue of three: times and staleness from the latency model alone, without any training."""
+    _, rows = run(tmp_path / "run")
+    latency, samples = Latency("exponential"), {}
+    data = federation.load_config_from_dict({"num_clients": 6, "seed": 2})
+    from federation.assemble import load_data
+    sizes = load_data(data).sizes
+    from federation.core.random import stream
+    from federation.data.draws import below
+
+    now, number, flights = 0.0, 0, []
+    for version, row in enumerate(rows):
+        while len(flights) < 3:
+            number += 1
+            generator = stream(2, "dispatch", number)
+            client = int(below(generator, 6, 1)[0])
+            while client in {flight[2] for flight in flights}:
+                client = int(below(generator, 6, 1)[0])
+            seconds = latency.seconds(2, f"client_{client}", number, int(sizes[client]))
+            flights.append((now + seconds, number, client, version))
+        flights.sort()
+        now, _, client, started = flights.pop(0)
+        assert row["virtual_seconds"] == now
+        assert row["staleness"] == version - started
+        assert row["num_samples"] == sizes[client]
+        samples[client] = True
+    assert len(samples) > 1
+
+
+def test_one_at_a_time_is_sequential(tmp_path):
+    """With one client in training nothing is stale; FedBuff with a buffer of one is then plain sequential training."""
+    one = {"concurrency": 1}
+    result, rows = run(tmp_path / "a", trainer_config=one, aggregator_config={"mixing": 1.0})
+    assert all(row["staleness"] == 0 for row in rows)
+    names = {"model": "model.numpy.linear", "trainer": "federated.trainer.async", "aggregator": "federated.aggregator.fedbuff"}
+    other, _ = run(tmp_path / "b", trainer_config=one, components=names, aggregator_config={"buffer_size": 1})
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(result.weights, other.weights, strict=True))
+
+
+def test_the_real_clock_trains_as_well(tmp_path):
+    """In order of arrival; not the same bits each time, but as many versions, and it learns."""
+    real = {"clock": "real", "latency": {}, "max_rounds": 40}
+    _, rows = run(tmp_path / "run", trainer_config=real)
+    assert [row["round"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["accuracy"] > 0.6
+    assert "virtual_seconds" not in rows[-1]
+
+
+def test_a_learner_with_state_is_refused(tmp_path):
+    with pytest.raises(UpdateError, match="keeps something for each client"):
+        run(tmp_path / "run", learner_config={"momentum": 0.9, "keep_momentum": True})
+
+
+def test_failing_and_diverging_clients_contribute_nothing():
+    """Others take their places; a run in which all fail ends with an error."""
+    def answers(start, context):
+        if context.client_id == "bad":
+            return ValueError("no data today")
+        if context.client_id == "wild":
+            return [f32(np.nan)], 1
+        return [np.asarray(start[0]) + 1], 1
+
+    class Sized(Answers):
+        pass
+
+    async def program(server):
+        trainer = AsyncTrainer(server, Arrays({"w": f32(0)}), FedBuffAggregator(buffer_size=2),
+                               {"max_rounds": 4, "concurrency": 2, "evaluate": "none"})
+        rows = []
+        trainer.recorder.record = rows.append
+        await trainer.run()
+        return rows, trainer.weights["w"][0]
+
+    rows, value = in_world({"w": f32(0)}, {"good": answers, "fine": answers, "bad": answers, "wild": answers}, program)
+    failures = {name for row in rows for name in row.get("failures", {})}
+    assert failures <= {"bad", "wild"}
+    assert np.isfinite(value)
+    assert value > 0
+
+    async def hopeless(server):
+        await AsyncTrainer(server, Arrays({"w": f32(0)}), FedAsyncAggregator(), {"max_rounds": 1, "evaluate": "none"}).run()
+
+    with pytest.raises(federation.FederationError, match="failed one after the other"):
+        in_world({"w": f32(0)}, {"bad": answers}, hopeless)
+    assert asyncio.iscoroutinefunction(program)
