@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from federation.core.aggregator import Aggregator
 from federation.core.types import ClientUpdate, WeightsLike
 from federation.core.weights import Layout, Weights
@@ -66,10 +64,3 @@ def discount(kind: Staleness, staleness: int, exponent: float, hinge: int) -> fl
         return 1.0 / (exponent * (staleness - hinge) + 1.0)
     return 1.0
 
-
-def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """float64 values in a model's dtype: integers to nearest even, a boolean true above 1/2."""
-    if dtype.kind in "iu":
-        return np.rint(values).astype(dtype)
-    result: np.ndarray = values > 0.5 if dtype.kind == "b" else values.astype(dtype)
-    return result

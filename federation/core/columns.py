@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from federation import columnwise
-from federation.core.weights import Layout, Weights
-from federation.kernels import BFLOAT16
+from federation.core.weights import Layout, Weights, rounded
 
 
 class Kernel(NamedTuple):
@@ -72,12 +71,7 @@ def column_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
     if block.dtype.kind in "iu":
         return _integer_statistic(kernel, block)
     found = _native(kernel, block.astype(np.float64))
-    if block.dtype.kind == "b":
-        return found > 0.5
-    if block.dtype == BFLOAT16:
-        return _to_bfloat16(found)
-    assert block.dtype == np.float16
-    return found.astype(np.float16)
+    return rounded(found, block.dtype)
 
 
 def _integer_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
@@ -91,14 +85,6 @@ def _integer_statistic(kernel: Kernel, block: np.ndarray) -> np.ndarray:
     # float64 may have rounded the greatest heights up, out of the range of integers.
     found = np.minimum(found, np.nextafter(2.0 ** (8 * block.dtype.itemsize), 0)).astype(unsigned)
     return (lowest.view(unsigned) + np.minimum(found, heights.max(axis=0))).view(block.dtype)
-
-
-def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float64 rounded once. NumPy goes by way of float32, and what that brings to the middle of two is rounded twice."""
-    near = values.astype(np.float32)
-    in_the_middle = (near.view(np.uint32) & 0xFFFF) == 0x8000
-    side = np.where(values > near, np.float32(np.inf), np.float32(-np.inf))
-    return np.where(in_the_middle & (values != near), np.nextafter(near, side), near).astype(BFLOAT16)
 
 
 def _native(kernel: Kernel, block: np.ndarray) -> np.ndarray:

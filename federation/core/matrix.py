@@ -17,7 +17,7 @@ from federation.core.columns import Kernel, column_runs, column_statistic
 from federation.core.gram import Geometry, GramSum
 from federation.core.types import ClientUpdate
 from federation.core.updates import Allocate, Contribution, ExactSum
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Weights
 from federation.errors import Diverged
 
 Result = TypeVar("Result")
@@ -105,9 +105,9 @@ class LocalMatrix(Matrix):
 
 def combination(start: Weights, count: int, allocate: Allocate | None = None) -> ExactSum:
     """An empty sum for `Matrix.combine` of `count` rows: all arrays count by coefficient, buffers too; divide by 1."""
-    layout = start.layout
-    all_alike = Layout(layout.names, layout.shapes, layout.dtypes)
-    return ExactSum(all_alike, start, total_samples=1, cohort_size=max(1, count), allocate=allocate)
+    total = ExactSum(start.layout, start, total_samples=1, cohort_size=max(1, count), allocate=allocate)
+    total.counts_all_alike = True
+    return total
 
 
 def checked_row(client_id: str, weights: Any, start: Weights) -> Weights:

@@ -10,7 +10,7 @@ held which, or on how ranks are combined. With
 
 a client with n samples adds ``rint((w - start) * n * 2**s / C)`` and the mean is ``start + sum * C / 2**s / N``, where
 N is the sum of n. Rules that count clients otherwise put a real number of their own in the place of n, and another in
-the place of n below N (see Contribution); buffers keep n. One 64-bit integer takes differences up to about B; an array
+the place of n below N (see Contribution); buffers and integers keep n. One 64-bit integer takes differences up to about B; an array
 of an update that goes beyond is written with further integers ("limbs", radix 2**40), which only the rounds that need
 them allocate and reduce.
 """
@@ -55,7 +55,8 @@ class UpdateSum(ABC):
     """The weighted sum of one rank's updates in one round.
 
     limbs: the vectors to be reduced over ranks by summation, each `layout.num_slots` long; they belong to this object.
-    num_samples, divisor: sums of what the updates count for, for buffers and for all else; count: number of updates.
+    num_samples, divisor: sums of what the updates count for: the former for buffers and integers, the latter for
+    parameters (with `counts_all_alike` for every array). count: number of updates.
     Where the limbs are replaced by a sum over ranks, the caller sets both to the sums over ranks too.
     """
 
@@ -64,6 +65,7 @@ class UpdateSum(ABC):
     num_samples: int
     divisor: float
     count: int
+    counts_all_alike = False
 
     def __init__(self, layout: Layout, start: Weights, total_samples: int, cohort_size: int,
                  allocate: Allocate | None = None) -> None:
@@ -74,6 +76,7 @@ class UpdateSum(ABC):
         allocate: gives the memory of the limbs; by default ordinary memory.
         """
         self.layout = layout
+        self._parameters = frozenset(layout.parameters)
         self._allocate = allocate or aligned_empty
         self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those beyond `limbs` are zero
         self.limbs = []
@@ -101,7 +104,7 @@ class UpdateSum(ABC):
     def add(self, client_id: str, weights: Arrays, num_samples: int, contribution: Contribution | None = None) -> None:
         """Add the update of `client_id`: its `weights` after training, counted `num_samples` times.
 
-        For a plain mean every client counts once: give 1. `contribution` replaces `num_samples` for all but buffers.
+        For a plain mean every client counts once: give 1. `contribution` replaces `num_samples` for parameters.
         Weights are read during the call only. They may have any memory order, byte order and width of float.
         All or nothing: where it raises, the sum is as it was.
         Raises Diverged where a value is NaN or infinite; UpdateError where names, shapes, dtypes, values or
@@ -120,8 +123,7 @@ class UpdateSum(ABC):
             raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
         for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):
             check_range(array, dtype, f"{client_id}: parameter {name!r}")
-        shares = [float(count if name in self.layout.buffers else weight) for name in self.layout.names]
-        self._add(client_id, given, shares)
+        self._add(client_id, given, [float(weight if self._is_weighed(index) else count) for index in range(len(given))])
         self.num_samples += count
         self.divisor += divisor
         self.count += 1
@@ -141,7 +143,11 @@ class UpdateSum(ABC):
 
     def _divisor_of(self, index: int) -> float:
         """What the sum of one array is divided by."""
-        return float(self.num_samples) if self.layout.names[index] in self.layout.buffers else self.divisor
+        return self.divisor if self._is_weighed(index) else float(self.num_samples)
+
+    def _is_weighed(self, index: int) -> bool:
+        """Whether an array counts by what the rule says, not by samples."""
+        return self.counts_all_alike or index in self._parameters
 
     @abstractmethod
     def ensure_limbs(self, count: int) -> None:

@@ -352,6 +352,21 @@ def plain(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, dtype=native_order(array.dtype), order="C")
 
 
+def rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """float64 values in a model's `dtype`, rounded once: integers to nearest even, a boolean true above 1/2."""
+    if dtype.kind == "b":
+        return np.asarray(values > 0.5)
+    if dtype.kind in "iu":
+        return np.rint(values).astype(dtype)
+    if dtype != kernels.BFLOAT16:
+        return values.astype(dtype)
+    # NumPy goes by way of float32, and what that brings to the middle of two neighbours is rounded twice.
+    near = values.astype(np.float32)
+    in_the_middle = (near.view(np.uint32) & 0xFFFF) == 0x8000
+    side = np.where(values > near, np.float32(np.inf), np.float32(-np.inf))
+    return np.asarray(np.where(in_the_middle & (values != near), np.nextafter(near, side), near).astype(dtype))
+
+
 def check_range(array: np.ndarray, dtype: np.dtype, what: str) -> None:
     """Raise UpdateError, beginning with `what`, where a finite value of `array` is beyond the range of `dtype`."""
     if array.size == 0 or array.dtype == dtype or np.can_cast(array.dtype, dtype, "safe"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -21,7 +22,7 @@ from federation.builtin.aggregators.qfedavg import QFedAvgAggregator
 from federation.builtin.aggregators.scaffold import ScaffoldAggregator
 from federation.core.aggregator import RoundStats
 from federation.core.types import ClientUpdate
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Layout, Weights, rounded
 from federation.errors import ConfigError, Diverged, RoundError, UpdateError
 
 ALL = {
@@ -291,3 +292,19 @@ def test_settings_out_of_range_are_named(kind, name, values):
     for value in values:
         with pytest.raises(ConfigError, match=name):
             kind(**{name: value})
+
+
+@pytest.mark.parametrize("rule", [QFedAvgAggregator(lipschitz=10.0, q=2.0), NormClippingAggregator(clip_norm=1e-3),
+                                  FedNovaAggregator(), FedAdamAggregator()], ids=lambda rule: type(rule).__name__)
+def test_integers_take_the_plain_mean_even_where_nobody_calls_them_buffers(rule):
+    """S-AGG-08: a counter of 4 and 8 is 6, whatever weight the rule gives to parameters."""
+    start = {"w": np.zeros(2, np.float32), "count": np.array(0)}
+    updates = [ClientUpdate(f"client_{count}", {"w": np.full(2, count, np.float32), "count": np.array(count)}, 5,
+                            {"normaliser": float(count), "start_loss": 1.0 / count}) for count in (4, 8)]
+    assert int(rule.aggregate(updates, Weights.of(start))["count"]) == 6
+
+
+def test_bfloat16_is_rounded_once():
+    """float64 to bfloat16 by way of float32 would round 1 + 2^-8 + 2^-30 down, to the even neighbour of the middle."""
+    value = np.array([1 + 2.0**-8 + 2.0**-30, 1 + 2.0**-8, 1 + 3 * 2.0**-8 - 2.0**-30, np.inf, -0.0])
+    assert rounded(value, np.dtype(ml_dtypes.bfloat16)).astype(float).tolist() == [1 + 2.0**-7, 1.0, 1 + 2.0**-7, np.inf, -0.0]

@@ -9,8 +9,8 @@ from typing import Any, final
 import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.core.async_aggregator import AsyncAggregator, LateUpdate, Staleness, discount, rounded
-from federation.core.weights import Weights
+from federation.core.async_aggregator import AsyncAggregator, LateUpdate, Staleness, discount
+from federation.core.weights import Weights, rounded
 
 
 @final

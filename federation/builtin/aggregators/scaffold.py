@@ -8,7 +8,7 @@ import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import ServerOptimizer, ServerSettings
 from federation.core.aggregator import RoundStats
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Layout, Weights, rounded
 
 #: What the names of control variates begin with.
 PREFIX = "control."
@@ -43,7 +43,7 @@ class ScaffoldAggregator(ServerOptimizer):
         share = stats.num_updates / stats.num_clients
         for control, before in zip(mean.tail(num_model), start.tail(num_model), strict=True):
             here = before.astype(np.float64)
-            control[...] = (here + share * (control.astype(np.float64) - here)).astype(control.dtype)
+            control[...] = rounded(here + share * (control.astype(np.float64) - here), control.dtype)
 
     def move(self, difference: np.ndarray, server_lr: float, *memory: np.ndarray) -> np.ndarray:
         """See ServerOptimizer."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from federation.core.aggregator import MeanAggregator, RoundStats, Weighting
 from federation.core.schedule import Schedule
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Layout, Weights, rounded
 from federation.errors import ConfigError
 
 #: Elements that are worked on at a time, so that intermediate values stay in the cache.
@@ -72,7 +72,7 @@ class ServerOptimizer(MeanAggregator):
                 here = begun[part].astype(np.float64)
                 wide = [vector[part].astype(np.float64) for vector in kept]
                 moved = self.move(target[part].astype(np.float64) - here, server_lr, *wide)
-                target[part] = (here + moved).astype(target.dtype)
+                target[part] = rounded(here + moved, target.dtype)
                 for vector, values in zip(kept, wide, strict=True):
                     vector[part] = values
 
