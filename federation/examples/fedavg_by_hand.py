@@ -44,11 +44,11 @@ async def main() -> float:
         fitted = await server.fit(Plan(number, cohort))
         mean = Weights.zeros(weights.layout)
         await server.mean(fitted, out=mean)
-        aggregator.step(weights, mean)
+        aggregator.step(weights, mean, fitted.stats(CLIENTS))
         weights = mean
         await server.broadcast_weights(weights)
-        over_test_set, _, _ = await server.evaluate(number, len(data.test_shards()))
-        accuracy = over_test_set.means()["accuracy"]
+        found = await server.evaluate(number, len(data.test_shards()))
+        accuracy = found.shards.means()["accuracy"]
         print(f"round {number:2d}  accuracy {accuracy:.3f}")
     await server.stop()
     return accuracy

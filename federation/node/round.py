@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from federation.core.aggregator import Needs, Weighting
+from federation.core.aggregator import Aggregator, Needs, RoundStats, Weighting
 from federation.core.metrics import MetricSum
 from federation.errors import Diverged, RoundError
 from federation.node.protocol import Outcome, Problem
@@ -71,6 +71,10 @@ class Fitted:
         """Samples that the contributing clients trained on."""
         return sum(outcome.num_samples for outcome in self.outcomes)
 
+    def stats(self, num_clients: int) -> RoundStats:
+        """What an aggregator may know of the round, in a run of `num_clients`."""
+        return RoundStats(self.plan.round, num_clients, len(self.contributing), self.num_samples, self.metrics.means())
+
 
 def no_samples(fitted: Fitted) -> RoundError:
     """The error for a round whose clients have no samples at all."""
@@ -94,3 +98,10 @@ def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["dro
         raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "
                          f"succeeded; min_clients={min_clients}. Failed: "
                          f"{', '.join(problem.client_id for problem in fitted.problems) or 'none'}{late}")
+
+
+def check_updates(fitted: Fitted, aggregator: Aggregator) -> None:
+    """Raise RoundError where nobody has trained on anything, and where fewer have than the rule of `aggregator` needs."""
+    if not fitted.contributing and fitted.outcomes:
+        raise no_samples(fitted)
+    aggregator.check_updates(len(fitted.contributing), f"round {fitted.plan.round}")

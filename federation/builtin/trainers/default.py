@@ -20,7 +20,7 @@ from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.timer import Timer
 from federation.node.matrix import DistributedMatrix
-from federation.node.round import Fitted, Plan, check_problems
+from federation.node.round import Fitted, Plan, check_problems, check_updates
 from federation.node.server import ServerNode
 
 #: The key of a checkpoint's server state under which the arrays are that are shared beside the model.
@@ -70,11 +70,11 @@ class DefaultTrainer(Trainer):
                 plan = self.plan(number)
                 fitted = await self.server.fit(plan)
                 check_problems(fitted, self.config.min_clients, self.on_divergence)
-                self.aggregator.check_updates(len(fitted.contributing), f"round {number}")
+                check_updates(fitted, self.aggregator)
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
             with self.timer.phase("step"):
-                self.commit(number, gathered, self.stats(fitted))
+                self.commit(number, gathered, fitted.stats(len(self.server.clients)))
             with self.timer.phase("broadcast"):
                 await self.server.broadcast_weights(self.weights, self._num_model)
             with self.timer.phase("evaluate"):
@@ -103,15 +103,10 @@ class DefaultTrainer(Trainer):
             await self.aggregator.step(DistributedMatrix(self.server, fitted), self._spare)
             return self._spare
         if isinstance(self.aggregator, MeanAggregator):
-            divisor, stats = self.aggregator.divisor, self.stats(fitted)
+            divisor, stats = self.aggregator.divisor, fitted.stats(len(self.server.clients))
             await self.server.mean(fitted, self._spare, lambda total: divisor(total, stats))
             return self._spare
         return await self.server.updates(fitted)
-
-    def stats(self, fitted: Fitted) -> RoundStats:
-        """What the aggregator may know of the round."""
-        return RoundStats(fitted.plan.round, len(self.server.clients), len(fitted.contributing), fitted.num_samples,
-                          fitted.metrics.means())
 
     def commit(self, number: int, gathered: Weights | list[ClientUpdate], stats: RoundStats) -> None:
         """Turn what was gathered into the new global weights. No await in here: a round commits whole or not at all."""
