@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from federation.config import Config, revealed
@@ -20,10 +21,12 @@ from federation.core.learner import Learner
 from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
+from federation.data.cache import cache_folder
+from federation.data.load import load_dataset
 from federation.data.manager import DataManager
 from federation.data.partitioner import PARTITIONERS
-from federation.data.provider import load_dataset
 from federation.data.sampling import cohort_size_of
+from federation.data.transforms import Transforms
 from federation.errors import ConfigError, RoundError
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
@@ -110,11 +113,16 @@ def assemble(config: Config) -> Parts:
 
 def load_data(config: Config) -> DataManager:
     """The data set and its partition: the same on every rank. Raises DataError."""
-    dataset = load_dataset(config.data.dataset, root=config.data.root, seed=config.seed,
-                                    test_fraction=config.data.test_fraction, config=revealed(config.data.dataset_config))
-    partition = PARTITIONERS[config.data.partitioner](dataset.y_train, config.num_clients, config.seed,
-                                                      **revealed(config.data.partitioner_config))
-    return DataManager(dataset, partition, client_test_fraction=config.data.client_test_fraction, seed=config.seed)
+    data, seed = config.data, config.seed
+    dataset = load_dataset(data.dataset, root=data.root, seed=seed, test_fraction=data.test_fraction,
+                           validation_fraction=data.validation_fraction, config=revealed(data.dataset_config),
+                           cache=cache_folder(data.cache))
+    partition = PARTITIONERS[data.partitioner](dataset.y_train, config.num_clients, seed,
+                                               **revealed(data.partitioner_config))
+    transforms = Transforms(dataset.input_shape, scale=dataset.scale, num_clients=config.num_clients, seed=seed,
+                            **msgspec.structs.asdict(data.transforms))
+    return DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,
+                       client_validation_fraction=data.client_validation_fraction)
 
 
 def setup(config: Config) -> dict[str, str]:

@@ -60,9 +60,6 @@ __all__ = ["EXAMPLE", "AvailabilityConfig", "CheckpointConfig", "Components", "C
            "Secret", "Section", "TimerConfig", "TlsConfig", "TrackerConfig", "TrainerConfig", "TransportConfig",
            "check_settings", "dump_config", "load_config", "load_config_from_dict", "revealed", "trainer_config"]
 
-#: Data sets that do not come with this package: their loader looks for the files.
-_FROM_FILES = ("mnist",)
-_DATA_FILES = (".npz", ".h5", ".hdf5")
 _KEY = re.compile(r"[^\s=.]+(?:\.[^\s=.]+)*")
 _BARE = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_./:-]*[A-Za-z0-9_/])?")
 
@@ -282,7 +279,7 @@ def _with_learner(config: Config, checker: Checker) -> Config:
 def _check_data(data: DataConfig, checker: Checker) -> None:
     """The names of data set and partitioner, and the settings of those that are built in."""
     from federation.data.partitioner import PARTITIONERS
-    from federation.data.provider import SOURCES
+    from federation.data.sources import find_source, refusal
 
     name = data.partitioner
     if name in PARTITIONERS:
@@ -291,14 +288,12 @@ def _check_data(data: DataConfig, checker: Checker) -> None:
     elif checker.sound("data.partitioner"):
         checker.report("data.partitioner", f"{name!r} is no known partitioner{suggestion(name, PARTITIONERS)} "
                                            f"(known: {', '.join(PARTITIONERS)})")
-    name = data.dataset
-    if name in SOURCES:
-        _check_settings(SOURCES[name], data.dataset_config, "data.dataset_config", RESERVED["dataset"], checker)
-    elif not (name in _FROM_FILES or ":" in name or name.endswith(_DATA_FILES)) and checker.sound("data.dataset"):
-        known = (*SOURCES, *_FROM_FILES)
-        checker.report("data.dataset", f"{name!r} is no known data set{suggestion(name, known)} (known: "
-                                       f"{', '.join(known)}; or a path that ends in {', '.join(_DATA_FILES)}; or "
-                                       "package.module:factory)")
+    source = find_source(data.dataset)
+    if source is None:
+        if checker.sound("data.dataset"):
+            checker.report("data.dataset", refusal(data.dataset))
+    elif source.signature is not None:
+        _check_settings(source.signature, data.dataset_config, "data.dataset_config", RESERVED["dataset"], checker)
 
 
 def _check_settings(component: Any, settings: Mapping[str, object], path: str, reserved: Sequence[str],

@@ -124,6 +124,21 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
                                            "start.")] = 60.0
 
 
+class TransformsConfig(Section, frozen=True, kw_only=True):
+    """What happens to samples on their way to a learner. Draws are keyed by (seed, round, client)."""
+
+    crop: Annotated[int, Meta(ge=0, description="Training images get a border of so many pixels of zeros, and are cut out "
+                              "at a random place.")] = 0
+    flip: Annotated[bool, Meta(description="Left and right change places in half of the training images.")] = False
+    mean: Annotated[float | list[float], Meta(description="Taken off every value: a number, or one a channel.")] = 0.0
+    std: Annotated[float | list[float], Meta(description="Every value is divided by it: a number, or one a "
+                                             "channel.")] = 1.0
+    noise: Annotated[float, Meta(ge=0, description="Feature skew: client i of N gets Gaussian noise of variance "
+                                 "noise * (i + 1) / N on its samples.")] = 0.0
+    rotations: Annotated[Literal[1, 2, 4], Meta(description="Feature skew: client i's images are turned by i modulo "
+                                                "`rotations` quarter turns (2: half turns).")] = 1
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """What is learned from, and how it is split among the clients."""
 
@@ -131,14 +146,24 @@ class DataConfig(Section, frozen=True, kw_only=True):
     dataset: Annotated[str, Meta(description="A data set's name, or the path of a .npz or HDF5 file.")] = "digits"
     root: Annotated[str | None, Meta(extra=OUTSIDE, description="Folder that data files are looked for in; null: the "
                                      "current one.")] = None
+    cache: Annotated[str | None, Meta(extra=OUTSIDE, description="Folder in which data files are kept as arrays that all "
+                                      "processes of a machine share; null: `~/.cache/federation` (or where XDG_CACHE_HOME "
+                                      "says); off: every process has its own copy.")] = None
     dataset_config: Annotated[Settings, Meta(description="Settings of the data set.")] = {}
     partitioner: Annotated[str, Meta(description="How the training samples are split among the clients.")] = "iid"
     partitioner_config: Annotated[Settings, Meta(description="Settings of the partitioner, such as "
                                                  "`alpha: 0.3`.")] = {}
     test_fraction: Annotated[float, Meta(ge=0, lt=1, description="Share of the samples kept on the server as test "
                                          "data, where the data set has none of its own.")] = 0.2
+    validation_fraction: Annotated[float, Meta(ge=0, lt=1, description="Share of the training samples kept on the server "
+                                               "as validation data; metrics of these begin with `validation_`, and the best "
+                                               "checkpoint is chosen by them.")] = 0.0
     client_test_fraction: Annotated[float, Meta(ge=0, lt=1, description="Share of its samples that each client keeps "
                                                 "as test data.")] = 0.0
+    client_validation_fraction: Annotated[float, Meta(ge=0, lt=1, description="Share of its samples that each client "
+                                                      "keeps as validation data.")] = 0.0
+    transforms: Annotated[TransformsConfig, Meta(description="What happens to samples on their way to a "
+                                                 "learner.")] = TransformsConfig()
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True, rename={"async_": "async"}):

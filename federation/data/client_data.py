@@ -10,12 +10,12 @@ import numpy as np
 from federation.data.aligned import aligned, aligned_rows
 from federation.data.dataset import is_count
 from federation.data.draws import shuffled
-from federation.data.synthetic import synthetic, synthetic_regression
+from federation.data.sources.synthetic import synthetic, synthetic_regression
 from federation.errors import DataError
 
 
 class ClientData:
-    """Samples to train on (x, y) and to evaluate on (x_test, y_test, empty unless given).
+    """Samples to train on (x, y), and to evaluate on: test samples and validation samples, none unless given.
 
     `x`: float32[n, ...]; `y`: int64[n] class labels, or float32[n] regression targets; arrays of other real dtypes are
     converted. All are C-ordered and 64-byte aligned; an array that was given so is kept, others are copied.
@@ -25,27 +25,36 @@ class ClientData:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, x_test: np.ndarray | None = None,
-                 y_test: np.ndarray | None = None, num_classes: int | None = None) -> None:
+                 y_test: np.ndarray | None = None, num_classes: int | None = None,
+                 x_validation: np.ndarray | None = None, y_validation: np.ndarray | None = None) -> None:
         if num_classes is not None and not is_count(num_classes):
             raise DataError(f"num_classes: {num_classes!r} is not a whole number of at least 1, or None for regression")
         self.x, self.y = _pair(x, y, "x", "y")
-        if x_test is None and y_test is None:
-            x_test, y_test = np.empty((0, *self.x.shape[1:]), np.float32), np.empty(0, self.y.dtype)
-        elif x_test is None or y_test is None:
-            raise DataError("x_test and y_test go together: give both or neither")
-        self.x_test, self.y_test = _pair(x_test, y_test, "x_test", "y_test")
-        if self.x_test.shape[1:] != self.x.shape[1:]:
-            raise DataError(f"a sample of x_test has the shape {list(self.x_test.shape[1:])}; expected "
-                            f"{list(self.x.shape[1:])}, as in x")
+        self.x_test, self.y_test = self._evaluation(x_test, y_test, "test")
+        self.x_validation, self.y_validation = self._evaluation(x_validation, y_validation, "validation")
         self.num_classes = num_classes
+
+    def _evaluation(self, x: np.ndarray | None, y: np.ndarray | None, part: str) -> tuple[np.ndarray, np.ndarray]:
+        if x is None and y is None:
+            return np.empty((0, *self.x.shape[1:]), np.float32), np.empty(0, self.y.dtype)
+        if x is None or y is None:
+            raise DataError(f"x_{part} and y_{part} go together: give both or neither")
+        x, y = _pair(x, y, f"x_{part}", f"y_{part}")
+        if x.shape[1:] != self.x.shape[1:]:
+            raise DataError(f"a sample of x_{part} has the shape {list(x.shape[1:])}; expected "
+                            f"{list(self.x.shape[1:])}, as in x")
+        return x, y
 
     def get_num_samples(self) -> int:
         """Training samples."""
         return len(self.y)
 
     def get_num_test_samples(self) -> int:
-        """Evaluation samples: what evaluation metrics of this client are weighted by."""
+        """Test samples: what evaluation metrics of this client are weighted by."""
         return len(self.y_test)
+
+    def get_num_validation_samples(self) -> int:
+        return len(self.y_validation)
 
     def get_train_loader(self, batch_size: int = 32, shuffle: bool = True,
                          rng: np.random.Generator | None = None) -> Batches:
@@ -58,8 +67,16 @@ class ClientData:
         return Batches(self.x, self.y, batch_size, order)
 
     def get_test_loader(self, batch_size: int = 256) -> Batches:
-        """Batches of the evaluation samples, in order; none where the client has none."""
+        """Batches of the test samples, in order; none where the client has none."""
         return Batches(self.x_test, self.y_test, batch_size)
+
+    def get_validation_loader(self, batch_size: int = 256) -> Batches:
+        """Batches of the validation samples, in order; none where the client has none."""
+        return Batches(self.x_validation, self.y_validation, batch_size)
+
+    def measured_on_validation(self) -> ClientData:
+        """The same client with its validation samples in the place of its test samples. Arrays are shared."""
+        return ClientData(self.x, self.y, self.x_validation, self.y_validation, self.num_classes)
 
 
 class Batches:

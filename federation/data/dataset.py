@@ -1,85 +1,125 @@
-"""A data set in memory, checked once."""
+"""A data set, checked once: in memory, or as rows of stored arrays."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any, Literal
 
 import numpy as np
 
 from federation.data.aligned import aligned, aligned_rows
 from federation.data.draws import shuffled, shuffled_by
 from federation.data.partition import classes_of
+from federation.data.rows import Rows, Store, chosen
 from federation.data.sampling import exact_fraction
 from federation.errors import DataError
+
+#: The parts of a data set.
+PARTS = ("train", "test", "validation")
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test samples.
+    """Training, test and validation samples.
 
-    `x_train`, `x_test`: float32[n, ...], finite. `y_train`, `y_test`: int64[n], labels 0 .. num_classes-1, or
-    float32[n] regression targets where `num_classes` is None. Arrays of other real dtypes are converted. All are
-    C-ordered, 64-byte aligned and read-only; an array that was given so is kept, others are copied.
-    There is at least one training sample; the test set may be empty.
+    `x_...`: float32[n, ...], finite; or Rows of a stored array (float32 or uint8), which was checked when it was stored.
+    A client sees x * `scale` as float32. `y_...`: int64[n], labels 0 .. num_classes-1, or float32[n] regression
+    targets where `num_classes` is None. Arrays of other real dtypes are converted. All are C-ordered, 64-byte aligned
+    and read-only; an array that was given so is kept, others are copied. There is at least one training sample; the
+    test set may be empty, and so is the validation set unless it is given.
+
+    `columns`: further facts of the training samples by name, int64[n], such as "user"; `test_columns` has the same
+    facts of the test samples, in the same coding, where the data set knows them.
 
     Raises DataError, beginning with `name` and naming the array, for anything else.
     """
 
-    x_train: np.ndarray
+    x_train: Store
     y_train: np.ndarray
-    x_test: np.ndarray
+    x_test: Store
     y_test: np.ndarray
     num_classes: int | None
     name: str
+    x_validation: Store | None = None
+    y_validation: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    test_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and not is_count(self.num_classes):
             raise DataError(f"{self.name}: num_classes is {self.num_classes!r}; expected a whole number of at least 1, "
                             f"or None for regression")
-        for part in ("train", "test"):
-            x, y = check_samples(getattr(self, f"x_{part}"), getattr(self, f"y_{part}"), f"{self.name}: x_{part}",
-                                 f"{self.name}: y_{part}", regression=self.num_classes is None)
-            if self.num_classes is not None and len(y) and y.max() >= self.num_classes:
-                raise DataError(f"{self.name}: y_{part} holds label {y.max()}; expected 0 to {self.num_classes - 1}, "
-                                f"as there are {self.num_classes} classes")
-            object.__setattr__(self, f"x_{part}", _read_only(x))
-            object.__setattr__(self, f"y_{part}", _read_only(y))
+        if self.x_validation is None or self.y_validation is None:
+            if self.x_validation is not None or self.y_validation is not None:
+                raise DataError(f"{self.name}: x_validation and y_validation go together: give both or neither")
+            object.__setattr__(self, "x_validation", chosen(self.x_train, np.empty(0, np.int64)))
+            object.__setattr__(self, "y_validation", np.asarray(self.y_train)[:0])
+        for part in PARTS:
+            self._check(part)
         if len(self.x_train) == 0:
             raise DataError(f"{self.name}: x_train holds no samples; expected at least one")
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            raise DataError(f"{self.name}: a sample of x_test has the shape {list(self.x_test.shape[1:])}; expected "
+        for columns, count in (("columns", len(self.y_train)), ("test_columns", len(self.y_test))):
+            object.__setattr__(self, columns, {key: _column(values, count, f"{self.name}: {columns}[{key!r}]")
+                                               for key, values in getattr(self, columns).items()})
+
+    def _check(self, part: str) -> None:
+        x, y = check_samples(getattr(self, f"x_{part}"), getattr(self, f"y_{part}"), f"{self.name}: x_{part}",
+                             f"{self.name}: y_{part}", regression=self.num_classes is None)
+        if self.num_classes is not None and len(y) and y.max() >= self.num_classes:
+            raise DataError(f"{self.name}: y_{part} holds label {y.max()}; expected 0 to {self.num_classes - 1}, "
+                            f"as there are {self.num_classes} classes")
+        if x.shape[1:] != self.x_train.shape[1:]:
+            raise DataError(f"{self.name}: a sample of x_{part} has the shape {list(x.shape[1:])}; expected "
                             f"{list(self.x_train.shape[1:])}, as in x_train")
+        object.__setattr__(self, f"x_{part}", x if isinstance(x, Rows) else _read_only(x))
+        object.__setattr__(self, f"y_{part}", _read_only(y))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return self.x_train.shape[1:]
 
+    def samples(self, part: str) -> tuple[Store, np.ndarray]:
+        """The samples of `part`, one of PARTS, and their labels or targets."""
+        return getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
 
-def split(x: np.ndarray, y: np.ndarray, *, num_classes: int | None, name: str, test_fraction: float,
-          rng: np.random.Generator) -> Dataset:
-    """Set `test_fraction` (0 or more, below 1) of the samples apart as test set, drawn by `rng`, order kept.
+    def set_apart(self, part: Literal["test", "validation"], fraction: float, rng: np.random.Generator) -> Dataset:
+        """Make `fraction` (0 or more, below 1) of the training samples the test or validation set, drawn by `rng`.
 
-    Their number is the exact product, rounded, and leaves at least one for training. Each class gives its share, and
-    keeps one sample for training where the others can give instead. `x` and `y` must have passed `check_samples`.
-    """
-    fraction = exact_fraction(test_fraction)
-    if fraction is None or not 0 <= fraction < 1:
-        raise DataError(f"test_fraction: {test_fraction!r} is not a number of at least 0 and below 1")
-    num_test = min(math.floor(fraction * len(y) + Fraction(1, 2)), max(len(y) - 1, 0))
-    is_test = np.zeros(len(y), bool)
-    if num_test and num_classes is not None:
+        Their number is the exact product, rounded, and leaves at least one for training. Each class gives its share,
+        and keeps one sample for training where the others can give instead. Order is kept.
+        """
+        exact = exact_fraction(fraction)
+        if exact is None or not 0 <= exact < 1:
+            raise DataError(f"{part}_fraction: {fraction!r} is not a number of at least 0 and below 1")
+        if exact == 0:
+            return self
+        is_apart = _drawn(self.y_train, exact, self.num_classes is not None, rng)
+        stay, go = np.flatnonzero(~is_apart), np.flatnonzero(is_apart)
+        columns = {key: values[stay] for key, values in self.columns.items()}
+        away: dict[str, Any] = {f"x_{part}": chosen(self.x_train, go), f"y_{part}": aligned_rows(self.y_train, go)}
+        if part == "test":
+            away["test_columns"] = {key: values[go] for key, values in self.columns.items()}
+        return replace(self, x_train=chosen(self.x_train, stay), y_train=aligned_rows(self.y_train, stay),
+                       columns=columns, **away)
+
+
+def _drawn(y: np.ndarray, fraction: Fraction, has_classes: bool, rng: np.random.Generator) -> np.ndarray:
+    """Which samples are set apart, bool[n]."""
+    count = min(math.floor(fraction * len(y) + Fraction(1, 2)), max(len(y) - 1, 0))
+    is_apart = np.zeros(len(y), bool)
+    if count and has_classes:
         classes, codes = classes_of(y)
         order, offsets = shuffled_by(rng, codes, len(classes))
-        for start, count in zip(offsets[:-1], _stratified(np.diff(offsets), num_test), strict=True):
-            is_test[order[start : start + count]] = True
+        for start, share in zip(offsets[:-1], _stratified(np.diff(offsets), count), strict=True):
+            is_apart[order[start : start + share]] = True
     else:
-        is_test[shuffled(rng, len(y))[:num_test]] = True
-    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
-    return Dataset(aligned_rows(x, train), aligned_rows(y, train), aligned_rows(x, test), aligned_rows(y, test),
-                   num_classes, name)
+        is_apart[shuffled(rng, len(y))[:count]] = True
+    return is_apart
 
 
 def _stratified(totals: np.ndarray, wanted: int) -> np.ndarray:
@@ -96,13 +136,15 @@ def _stratified(totals: np.ndarray, wanted: int) -> np.ndarray:
     return counts
 
 
-def check_samples(x: object, y: object, x_name: str, y_name: str, regression: bool) -> tuple[np.ndarray, np.ndarray]:
+def check_samples(x: object, y: object, x_name: str, y_name: str, regression: bool, *,
+                  keep_bytes: bool = False) -> tuple[Any, np.ndarray]:
     """`x` as float32[n, ...] and `y` as int64[n] (or float32[n] if `regression`), C-ordered and aligned.
 
-    Raises DataError, beginning with the array's name and saying what was expected.
+    Rows stay Rows, and with `keep_bytes` uint8 stays uint8. Raises DataError, beginning with the array's name and saying
+    what was expected.
     """
-    inputs, targets = _real(x, x_name), _real(y, y_name)
-    if inputs.ndim < 2:
+    inputs, targets = x if isinstance(x, Rows) else _real(x, x_name), _real(y, y_name)
+    if len(inputs.shape) < 2:
         raise DataError(f"{x_name} has the shape {list(inputs.shape)}; expected [samples, ...features]: "
                         f"reshape(-1, 1) makes one feature of it")
     if 0 in inputs.shape[1:]:
@@ -111,15 +153,19 @@ def check_samples(x: object, y: object, x_name: str, y_name: str, regression: bo
         raise DataError(f"{y_name} has the shape {list(targets.shape)}; expected [samples], one number each")
     if len(inputs) != len(targets):
         raise DataError(f"{x_name} holds {len(inputs)} samples, but {y_name} {len(targets)}; expected as many")
+    if isinstance(inputs, Rows):
+        samples: Any = inputs
+    else:
+        samples = aligned(inputs, np.uint8) if keep_bytes and inputs.dtype == np.uint8 else _finite(inputs, x_name)
     if regression:
-        return _finite(inputs, x_name), _finite(targets, y_name)
+        return samples, _finite(targets, y_name)
     if targets.dtype.kind == "f":
         raise DataError(f"{y_name} is {targets.dtype}; expected integers, as class labels are: convert them "
                         f"(y.astype('int64')), or set task: regression")
     if len(targets) and (targets.min() < 0 or targets.max() >= 2**62):
         raise DataError(f"{y_name} holds {targets.min() if targets.min() < 0 else targets.max()}; expected labels "
                         f"0, 1, 2, ...")
-    return _finite(inputs, x_name), aligned(targets, np.int64)
+    return samples, aligned(targets, np.int64)
 
 
 def is_count(value: object) -> bool:
@@ -152,6 +198,13 @@ def _finite(array: np.ndarray, name: str) -> np.ndarray:
             raise DataError(f"{name} holds {array[tuple(index)]} at {index}; expected finite numbers, "
                             f"within the range of float32")
     return values
+
+
+def _column(values: object, count: int, name: str) -> np.ndarray:
+    column = np.asarray(values)
+    if column.dtype.kind not in "iu" or column.shape != (count,):
+        raise DataError(f"{name} is {column.dtype}{list(column.shape)}; expected an integer for each of {count} samples")
+    return _read_only(column.astype(np.int64, copy=False))
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

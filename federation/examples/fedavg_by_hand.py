@@ -12,9 +12,9 @@ from federation.builtin.aggregators.fedavg import FedAvgAggregator
 from federation.builtin.learners.default import DefaultLearner
 from federation.builtin.models.mlp import MLPModel
 from federation.core.weights import Weights
+from federation.data.load import load_dataset
 from federation.data.manager import DataManager
 from federation.data.partitioner import dirichlet
-from federation.data.provider import load_dataset
 from federation.data.sampling import draw_cohort
 from federation.node.host import ClientHost
 from federation.node.round import Plan

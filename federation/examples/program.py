@@ -11,9 +11,9 @@ import argparse
 
 from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
+from federation.data.load import load_dataset
 from federation.data.manager import DataManager
 from federation.data.partitioner import iid
-from federation.data.provider import load_dataset
 from node_comm import Transport, memory, mpi, processes
 
 SIZES = {"input_size": 64, "output_size": 10, "hidden_sizes": (32,)}

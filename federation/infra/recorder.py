@@ -42,7 +42,7 @@ class Recorder:
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Save `snapshot`, of the round just recorded; it is written in the background."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self._complete(snapshot), metric=self.last.get("accuracy"))
+            self.checkpoints.save(self._complete(snapshot), metric=self._metric())
 
     def checkpoint_now(self, snapshot: Snapshot | None) -> Path | None:
         """Write `snapshot` before this returns, for a run that is about to end; its path, None without checkpoints.
@@ -54,7 +54,7 @@ class Recorder:
         if snapshot is None:
             latest = self.checkpoints.latest()
             return None if latest is None else latest[0]
-        return self.checkpoints.save_now(self._complete(snapshot), metric=self.last.get("accuracy"))
+        return self.checkpoints.save_now(self._complete(snapshot), metric=self._metric())
 
     def resume_from(self, number: int, row: Mapping[str, Any]) -> None:
         """Forget what was recorded after round `number`, whose record is `row`."""
@@ -72,6 +72,10 @@ class Recorder:
             self.tracker.close()
             if self.progress is not None:
                 self.progress.close()
+
+    def _metric(self) -> Any:
+        """What the best checkpoint is chosen by."""
+        return self.last.get("validation_accuracy", self.last.get("accuracy"))
 
     def _complete(self, snapshot: Snapshot) -> Snapshot:
         metrics = self.last if self.last.get("round") == snapshot.round else {}

@@ -22,7 +22,7 @@ from federation.core.personal import LocalParameters
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
 from federation.core.weights import Layout, Weights
-from federation.data.manager import DataManager
+from federation.data.manager import DataManager, Part
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
 from federation.node.client_state import ClientStates
 from federation.node.protocol import (
@@ -187,23 +187,25 @@ class ClientHost:
             assert data is not None, "the server gives shards to ranks with data"
             learner.set_weights(self._start_model())
             for shard in order.shards:
-                learner.bind(data.test_shard(shard), Context("server", order.round, self._seed))
+                learner.bind(data.shard(order.part, shard), Context("server", order.round, self._seed))
                 result = _checked(learner.evaluate({"round": order.round}), EvalResult)
                 shards.add(result.metrics, result.num_samples)
         for client_id in order.clients:
             if self.stopping.is_set():
                 break
+            if client_id in self.own and order.part != "test":
+                continue  # what it brought is its own affair: the learner measures it on what it calls test samples
             try:
-                self._evaluate_one(client_id, order.round, clients, personal)
+                self._evaluate_one(client_id, order, clients, personal)
             except Exception as error:
                 problems.append(_problem(client_id, "failed", error))
         return EvaluateReport(shards=shards.to_dict(), clients=clients.to_dict(), personal=personal.to_dict(),
                               problems=problems, seconds=time.perf_counter() - began)
 
-    def _evaluate_one(self, client_id: str, round: int, clients: MetricSum, personal: MetricSum) -> None:
+    def _evaluate_one(self, client_id: str, order: Evaluate, clients: MetricSum, personal: MetricSum) -> None:
         """Evaluate the global model on one client's data, and the client's own model, where it has one."""
-        start = self._start_model()
-        with self._turn(client_id, round) as learner:
+        start, round = self._start_model(), order.round
+        with self._turn(client_id, round, order.part) as learner:
             learner.set_weights(start)
             result = _checked(learner.evaluate({"round": round}), EvalResult)
             own = self._personal_start(client_id) if self._local else learner.personal_weights(start)
@@ -301,8 +303,8 @@ class ClientHost:
         return True
 
     @contextmanager
-    def _turn(self, client_id: str, round: int) -> Iterator[Learner]:
-        """The learner, turned to `client_id`: its data, its state, and what is shared."""
+    def _turn(self, client_id: str, round: int, part: Part = "test") -> Iterator[Learner]:
+        """The learner, turned to `client_id`: its data, its state, and what is shared. It is measured on `part`."""
         learner = self.own.get(client_id, self.learner)
         context = Context(client_id, round, self._seed)
         if client_id in self.own:
@@ -311,7 +313,8 @@ class ClientHost:
         elif learner is None or self.data is None:
             raise FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
         else:
-            learner.bind(self.data.client(partition_index(client_id)), context)
+            data = self.data.client(partition_index(client_id), round)
+            learner.bind(data.measured_on_validation() if part == "validation" else data, context)
         self._start()
         learner.client_state = self.states.of(client_id)
         learner.shared = self._shared

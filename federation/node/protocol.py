@@ -186,11 +186,15 @@ class FetchState(Message, frozen=True):
 
 
 class Evaluate(Message, frozen=True):
-    """Evaluate the weights of the last broadcast on these shards of the test set and on these clients' data."""
+    """Evaluate the weights of the last broadcast on these shards of the server's samples, and on these clients' data.
+
+    `part` says on which samples, in both cases.
+    """
 
     round: int
     shards: list[int]
     clients: list[str]
+    part: Literal["test", "validation"] = "test"
 
 
 class EvaluateReport(Message, frozen=True):

@@ -28,6 +28,7 @@ from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
+from federation.data.manager import Part
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
@@ -225,15 +226,17 @@ class ServerNode:
             updates.append(ClientUpdate(outcome.client_id, weights, outcome.num_samples, metrics))
         return updates
 
-    async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = ()) -> Evaluated:
-        """Evaluate the last broadcast: `num_shards` shards of the test set and these clients, shared among ranks."""
+    async def evaluate(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = (),
+                       part: Part = "test") -> Evaluated:
+        """Evaluate the last broadcast on `num_shards` shards of `part` of the server's samples and on that part of these
+        clients' samples, shared among ranks."""
         ranks = self.hosting_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
         own = self._shares(clients)
 
         def order_of(rank: int) -> Evaluate:
-            return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []))
+            return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []), part=part)
 
         await self._bring(own)
         reports = await self.everyone(EvaluateReport, order_of, self.host.evaluate, round)

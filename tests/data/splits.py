@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
+from federation.data.load import load_dataset
 from federation.data.partitioner import dirichlet, iid, label
-from federation.data.provider import load_dataset
 from federation.data.sampling import draw_cohort
 
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from federation.data.provider import load_dataset
+from federation.data.load import load_dataset
 from federation.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -122,7 +122,7 @@ def test_clients_without_samples_have_empty_data() -> None:
 
 
 def test_a_partition_of_other_data_is_refused() -> None:
-    with pytest.raises(DataError, match="names samples 0 to 11, but numbered has training samples 0 to 9"):
+    with pytest.raises(DataError, match="the partition of numbered names samples 0 to 11; there are 0 to 9"):
         DataManager(numbered(10), iid(np.arange(12), 2, 0))
     with pytest.raises(DataError, match="names samples -1 to 3"):
         DataManager(numbered(10), Partition(np.array([3, -1]), np.array([0, 2])))

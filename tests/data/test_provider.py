@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.data.dataset import Dataset
-from federation.data.provider import SOURCES, load_dataset
+from federation.data.load import load_dataset
+from federation.data.sources.generated import GENERATED as SOURCES
 from federation.errors import DataError
 
 X = np.arange(24.0).reshape(12, 2) / 7
