@@ -22,6 +22,7 @@ from federation.infra.progress import Progress
 from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import make_tracker
+from federation.infra.walltime import OutOfTime, WallTime, seconds_left
 from node_comm import Transport
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(FederationError):
-    """A signal ended the run. `checkpoint` is the file to resume from, None where the trainer keeps none."""
+    """A signal, or the end of the job's time, ended the run. `checkpoint` is the file to resume from, None where the trainer keeps none."""
 
     def __init__(self, name: str, checkpoint: Path | None) -> None:
         self.checkpoint = checkpoint
@@ -95,7 +96,7 @@ class Session:
         return self._found is not None and self._found.round >= self.config.trainer_config.max_rounds
 
     async def lead(self, parts: Parts, transport: Transport, threads: Mapping[str, int]) -> RunResult:
-        """Run the trainer to its end, or to a signal (Stopped, once a checkpoint is written).
+        """Run the trainer to its end, or to a signal or the end of the job's time (Stopped, once a checkpoint is written).
 
         `threads` are those that each library uses, for the summary.
         """
@@ -143,7 +144,8 @@ class Session:
         checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, every=config.checkpoint.every,
                                   asynchronous=config.checkpoint.async_,
                                   on_error="stop" if config.checkpoint.on_error == "raise" else "warn")
-        return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest())
+        return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest(),
+                        wall_time=WallTime(seconds_left(os.environ)))
 
     def _checkpoint_to_resume(self) -> Snapshot | None:
         if self._resume is None:
@@ -202,7 +204,10 @@ class Session:
             waiting: set[asyncio.Future[Any]] = {running, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if running.done():
-                await running
+                try:
+                    await running
+                except OutOfTime as end:
+                    raise Stopped(str(end), recorder.checkpoint_now(None)) from None
                 return
             trainer.server.host.stopping.set()
             running.cancel()

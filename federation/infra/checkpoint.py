@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -59,6 +60,8 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._copy: Snapshot | None = None
         self._metrics: dict[Path, float | None] = {}
+        #: Seconds that the longest write has taken so far.
+        self.longest_write = 0.0
 
     def due(self, round: int) -> bool:
         """Whether `round` ends with a checkpoint."""
@@ -161,8 +164,9 @@ class Checkpoints:
             logger.warning("%s", error)
 
     def _write(self, snapshot: Snapshot) -> None:
-        path = self.path_of(snapshot.round)
+        path, began = self.path_of(snapshot.round), time.monotonic()
         write(path, snapshot)
+        self.longest_write = max(self.longest_write, time.monotonic() - began)
         logger.debug("wrote %s", path)
         self._metrics[path] = snapshot.metric
         try:

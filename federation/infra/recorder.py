@@ -11,13 +11,18 @@ from federation.infra.checkpoint import Checkpoints, Snapshot
 from federation.infra.progress import Progress
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import NoTracker, Tracker
+from federation.infra.walltime import OutOfTime, WallTime
 
 
 class Recorder:
-    """Writes to whatever it was given: a run folder, a tracker, a progress display, checkpoints. Rank 0 only."""
+    """Writes to whatever it was given: a run folder, a tracker, a progress display, checkpoints. Rank 0 only.
+
+    `wall_time` limits the run: the round after which no other fits ends with a checkpoint, and `check_time` then raises.
+    """
 
     def __init__(self, folder: RunFolder | None = None, tracker: Tracker | None = None, progress: Progress | None = None,
-                 checkpoints: Checkpoints | None = None, run_id: str = "", config_digest: str = "") -> None:
+                 checkpoints: Checkpoints | None = None, run_id: str = "", config_digest: str = "",
+                 wall_time: WallTime | None = None) -> None:
         self.folder = folder
         self.tracker = tracker or NoTracker()
         self.progress = progress
@@ -25,6 +30,8 @@ class Recorder:
         self.last: Mapping[str, Any] = {}
         self._run_id = run_id
         self._config_digest = config_digest
+        self._wall_time = wall_time or WallTime()
+        self._shortage: str | None = None
 
     def record(self, row: Mapping[str, Any]) -> None:
         """Keep the record of one round, first of all in `metrics.jsonl`."""
@@ -34,10 +41,18 @@ class Recorder:
         self.tracker.log(row["round"], row)
         if self.progress is not None:
             self.progress.update(row)
+        self._wall_time.end_round()
+        self._shortage = self._wall_time.shortage(self.checkpoints.longest_write if self.checkpoints else 0.0)
+
+    def check_time(self) -> None:
+        """Before a round: raise OutOfTime where the job has no time for it. All that was trained is in a checkpoint."""
+        self._wall_time.begin()
+        if self._shortage is not None and self.checkpoints is not None:
+            raise OutOfTime(self._shortage)
 
     def is_due(self, number: int, *, last: bool = False) -> bool:
         """Whether round `number` ends with a checkpoint."""
-        return self.checkpoints is not None and (last or self.checkpoints.due(number))
+        return self.checkpoints is not None and (last or self._shortage is not None or self.checkpoints.due(number))
 
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Save `snapshot`, of the round just recorded; it is written in the background."""

@@ -84,13 +84,17 @@ class AsyncTrainer(Trainer):
         self._at_version = False
 
     async def run(self) -> None:
-        """All versions that are left. Raises RoundError where client after client fails; the last version stands then."""
+        """All versions that are left. Raises RoundError where client after client fails; the last version stands then.
+
+        Raises OutOfTime, after a checkpoint, where the job has no time for another version.
+        """
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.broadcast_weights(self.weights)
         async with Jobs(self.server) as jobs:
             for flight in self._flights.values():
                 self._send(jobs, flight)
             while self.round < self.config.max_rounds:
+                self.recorder.check_time()
                 round_number.set(self.round + 1)
                 with self.timer.phase("fit"):
                     self._dispatch(jobs)

@@ -61,10 +61,14 @@ class DefaultTrainer(Trainer):
         self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
 
     async def run(self) -> None:
-        """All rounds that are left. Raises RoundError when too few clients succeed; the last commit stands then."""
+        """All rounds that are left. Raises RoundError when too few clients succeed; the last commit stands then.
+
+        Raises OutOfTime, after a checkpoint, where the job has no time for another round.
+        """
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.server.broadcast_weights(self.weights, self._num_model)
         for number in range(self.round + 1, self.config.max_rounds + 1):
+            self.recorder.check_time()
             round_number.set(number)
             with self.timer.phase("fit"):
                 plan = self.plan(number)
