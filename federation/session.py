@@ -31,7 +31,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(FederationError):
-    """A signal, or the end of the job's time, ended the run. `checkpoint` is the file to resume from, None where the trainer keeps none."""
+    """A signal, or the end of the job's time, ended the run.
+
+    `checkpoint` is the file to resume from, None where the trainer keeps none.
+    """
 
     def __init__(self, name: str, checkpoint: Path | None) -> None:
         self.checkpoint = checkpoint
