@@ -22,9 +22,8 @@ from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
 from federation.data.cache import cache_folder
-from federation.data.load import load_dataset
+from federation.data.load import clients_test_samples, load_dataset, load_partition
 from federation.data.manager import DataManager
-from federation.data.partitioner import PARTITIONERS
 from federation.data.sampling import cohort_size_of
 from federation.data.transforms import Transforms
 from federation.errors import ConfigError, RoundError
@@ -113,16 +112,19 @@ def assemble(config: Config) -> Parts:
 
 def load_data(config: Config) -> DataManager:
     """The data set and its partition: the same on every rank. Raises DataError."""
-    data, seed = config.data, config.seed
+    data, seed, cache = config.data, config.seed, cache_folder(config.data.cache)
     dataset = load_dataset(data.dataset, root=data.root, seed=seed, test_fraction=data.test_fraction,
                            validation_fraction=data.validation_fraction, config=revealed(data.dataset_config),
-                           cache=cache_folder(data.cache))
-    partition = PARTITIONERS[data.partitioner](dataset.y_train, config.num_clients, seed,
-                                               **revealed(data.partitioner_config))
+                           cache=cache)
+    settings = revealed(data.partitioner_config)
+    partition = load_partition(data.partitioner, dataset, config.num_clients, seed=seed, config=settings, cache=cache)
+    test_partition = None
+    if data.partitioner == "natural" and not data.client_test_fraction:
+        test_partition = clients_test_samples(dataset, partition, str(settings.get("column", "user")))
     transforms = Transforms(dataset.input_shape, scale=dataset.scale, num_clients=config.num_clients, seed=seed,
                             **msgspec.structs.asdict(data.transforms))
     return DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,
-                       client_validation_fraction=data.client_validation_fraction)
+                       test_partition=test_partition, client_validation_fraction=data.client_validation_fraction)
 
 
 def setup(config: Config) -> dict[str, str]:

@@ -74,10 +74,7 @@ class ArrayCache:
         aside.mkdir()
         try:
             for name, array in arrays.items():
-                with open(aside / f"{name}.npy", "wb") as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
+                _write_array(aside / f"{name}.npy", np.ascontiguousarray(array))
             sizes = {name: (aside / f"{name}.npy").stat().st_size for name in arrays}
             with open(aside / _MANIFEST, "w", encoding="utf-8") as file:
                 json.dump({"sizes": sizes, "facts": dict(facts)}, file)
@@ -125,6 +122,15 @@ class ArrayCache:
             raise DataError(f"the data cache {self.folder} cannot be written ({type(error).__name__}: "
                             f"{error.strerror or error}; for {entry.name}): free space or set data.cache to another "
                             f"folder, or to 'off', which keeps a copy in every process") from error
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """As numpy.save does, but for its tofile, which says of a full disk only that bytes are missing."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_2_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _open(entry: Path) -> Stored:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from federation.core.random import stream
 from federation.data.cache import ArrayCache
 from federation.data.dataset import Dataset
+from federation.data.partition import Partition
+from federation.data.partitioner import PARTITIONERS
 from federation.data.provider import DataProvider, Request
 from federation.data.sources import find_source, refusal
 from federation.errors import DataError
 
 #: Parameters of sources that are not for users to set.
 GIVEN = ("request", "seed")
+#: Training samples from which on a partition is stored: below, making it costs less than finding it.
+STORED_FROM = 1 << 20
 
 
 def find_provider(name: str, *, root: str | None = None, seed: int = 0,
@@ -31,7 +38,7 @@ def find_provider(name: str, *, root: str | None = None, seed: int = 0,
         raise DataError(refusal(name))
     settings = dict(config or {})
     if source.signature is not None:
-        _check_keys(settings, [key for key in inspect.signature(source.signature).parameters if key not in GIVEN], name)
+        _check_settings(settings, inspect.signature(source.signature).parameters, name)
     return source.open(Request(name, Path(root or "."), seed), settings)
 
 
@@ -54,7 +61,64 @@ def load_dataset(name: str, *, root: str | None = None, seed: int = 0, test_frac
     return dataset
 
 
-def _check_keys(settings: Mapping[str, Any], known: list[str], name: str) -> None:
+def load_partition(name: str, dataset: Dataset, num_clients: int, *, seed: int = 0,
+                   config: Mapping[str, Any] | None = None, cache: Path | None = None) -> Partition:
+    """The partition of the training samples by the partitioner `name` of PARTITIONERS, with its settings `config`.
+
+    Large ones are stored in `cache`, so that the processes of a machine share one: 8 bytes a sample each otherwise.
+    Raises DataError for what is not possible.
+    """
+    partitioner, settings = PARTITIONERS[name], dict(config or {})
+    needs_columns = "columns" in inspect.signature(partitioner).parameters
+    columns = dataset.columns if needs_columns else {}
+
+    def make() -> Partition:
+        given = {"columns": columns} if needs_columns else {}
+        return partitioner(dataset.y_train, num_clients, seed, **given, **settings)
+
+    if cache is None or len(dataset.y_train) < STORED_FROM or name == "file":  # a file may have changed
+        return make()
+    key = {"partitioner": name, "settings": settings, "num_clients": num_clients, "seed": seed,
+           "labels": _sha256(dataset.y_train), "columns": {key: _sha256(column) for key, column in columns.items()}}
+
+    def arrays() -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
+        partition = make()
+        return {"order": partition.order, "offsets": partition.offsets}, {}
+
+    stored = ArrayCache(cache).get(f"partition-{name}", key, arrays).arrays
+    return Partition(stored["order"], stored["offsets"])
+
+
+def clients_test_samples(dataset: Dataset, partition: Partition, column: str) -> Partition | None:
+    """Test samples for the clients of a partition by `column`: each has those of the users whose training samples it has.
+
+    None where the data set does not know that column of its test samples. Users without a client are left out. The
+    samples of a client are in the order of the test set.
+    """
+    users = dataset.test_columns.get(column)
+    if users is None or len(users) == 0:
+        return None
+    owners = np.repeat(np.arange(partition.num_clients), partition.sizes)
+    trained = dataset.columns[column][partition.order]
+    known, first = np.unique(trained, return_index=True)
+    at = np.minimum(np.searchsorted(known, users), len(known) - 1)
+    samples = np.flatnonzero(known[at] == users)
+    clients = owners[first][at[samples]]
+    order = samples[np.argsort(clients, kind="stable")]
+    offsets = np.zeros(partition.num_clients + 1, np.int64)
+    np.cumsum(np.bincount(clients, minlength=partition.num_clients), out=offsets[1:])
+    return Partition(order, offsets)
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data.cast("B")).hexdigest()
+
+
+def _check_settings(settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], name: str) -> None:
+    known = [key for key in parameters if key not in GIVEN]
+    for key in known:
+        if parameters[key].default is inspect.Parameter.empty and key not in settings:
+            raise DataError(f"{name} needs the setting {key} (dataset_config; known: {', '.join(known)})")
     for key in settings:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)

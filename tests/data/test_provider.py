@@ -111,7 +111,9 @@ def test_settings_of_generators_are_checked(config: dict[str, object], words: st
 
 @pytest.mark.parametrize(("name", "words"), [
     ("digit", "did you mean digits"), ("Digits", "did you mean digits"), ("sythetic", r"did you mean synthetic"),
-    ("mnist", r"no data set 'mnist'.*Known are digits"), ("data.csv", r"\.npz, \.h5"), ("", "no data set ''"),
+    ("mnits", "did you mean mnist"), ("data.jpg", r"no data set 'data\.jpg'.*Known are digits.*\.npz, \.h5"),
+    ("", "no data set ''"), ("hf:", "no data set"), ("leaf:", "no data set"), ("mnist", "fetch mnist --root"),
+    ("data.csv", r"needs the setting target"),
 ])
 def test_unknown_names_get_the_nearest(name: str, words: str) -> None:
     with pytest.raises(DataError, match=words):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
+from federation.data.formats.damage import damage
 from federation.errors import DataError
 
 #: One table (split by test_fraction), or training and test samples: what each array is called.
@@ -18,9 +17,6 @@ TOGETHER = ("x", "y")
 APART = ("x_train", "y_train", "x_test", "y_test")
 
 _HDF5_GROUPS = ("train/x", "train/y", "test/x", "test/y")
-#: What the readers below raise for files that are damaged, or made to look larger than memory.
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zipfile.BadZipFile,
-           zlib.error)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -37,31 +33,36 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return reader(path)
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with _damage(path, ".npz archive"):
+def read_npz(path: Path, keys: Callable[[list[str]], Iterable[str]] = lambda present: present) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` archive under `keys`, a function of those that are present; all of them by default."""
+    with damage(path, ".npz archive"):
         if not zipfile.is_zipfile(path):
             raise DataError(f"{path}: this is no .npz archive, or a damaged one; expected what numpy.savez writes")
         archive = np.load(path, allow_pickle=False)
     with archive:
         found: dict[str, np.ndarray] = {}
-        for key in _keys(path, archive.files, (TOGETHER, APART)):
-            with _damage(path, f"array under the key {key!r}"):
+        for key in keys(archive.files):
+            with damage(path, f"array under the key {key!r}"):
                 found[key] = _numbers(archive[key], path, key)
         return found
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    return read_npz(path, lambda present: _keys(path, present, (TOGETHER, APART)))
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     import h5py
 
-    with _damage(path, "HDF5 file"):
+    with damage(path, "HDF5 file"):
         file = h5py.File(path, "r")
     with file:
-        with _damage(path, "HDF5 file"):
+        with damage(path, "HDF5 file"):
             names = [key for key in (*TOGETHER, *APART, *_HDF5_GROUPS) if key in file]
             present = names or list(file)
         found: dict[str, np.ndarray] = {}
         for key in _keys(path, present, (TOGETHER, APART, _HDF5_GROUPS)):
-            with _damage(path, f"dataset {key!r}"):
+            with damage(path, f"dataset {key!r}"):
                 node = file[key]
                 if not isinstance(node, h5py.Dataset):
                     raise DataError(f"{path}: {key!r} is a group; expected a dataset")
@@ -104,15 +105,3 @@ def _numbers(array: object, path: Path, key: str) -> np.ndarray:
 def _objects(path: Path, key: str) -> str:
     return (f"{path}: {key!r} is an array of Python objects or of strings; expected an array of numbers "
             f"(objects are never loaded, as that could execute code)")
-
-
-@contextmanager
-def _damage(path: Path, what: str) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        if isinstance(error, ValueError) and "allow_pickle" in str(error):
-            raise DataError(f"{path}: the {what} holds Python objects; expected numbers (objects are never loaded, as "
-                            f"that could execute code)") from error
-        raise DataError(f"{path}: the {what} cannot be read, it is damaged or incomplete ({type(error).__name__}: "
-                        f"{error}); copy or write the file again") from error

@@ -1,0 +1,29 @@
+"""How readers speak of files that are missing, damaged or of another kind."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from federation.errors import DataError
+
+#: What libraries raise for files that are damaged, or made to look larger than memory.
+DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zipfile.BadZipFile,
+          tarfile.TarError, zlib.error)
+
+
+@contextmanager
+def damage(path: Path, what: str) -> Iterator[None]:
+    """Turn what a library raises while it reads `what` ("IDX file") from `path` into a DataError that names both."""
+    try:
+        yield
+    except DAMAGE as error:
+        if isinstance(error, ValueError) and ("allow_pickle" in str(error) or "bject arrays" in str(error)):
+            raise DataError(f"{path}: the {what} holds Python objects; expected numbers (objects are never loaded, as "
+                            f"that could execute code)") from error
+        raise DataError(f"{path}: the {what} cannot be read, it is damaged or incomplete ({type(error).__name__}: "
+                        f"{error}); copy or download the file again") from error
