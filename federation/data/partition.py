@@ -55,6 +55,17 @@ class Partition:
         digest.update(self.order.astype("<i8", copy=False).data)
         return digest.hexdigest()
 
+    def label_counts(self, labels: np.ndarray, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct labels, rising, and how often each of `clients` (indices) has each: int64[clients, labels]."""
+        classes, codes = classes_of(labels)
+        counts = [np.bincount(codes[self.client(int(index))], minlength=len(classes)) for index in clients]
+        return classes, np.array(counts, np.int64).reshape(len(clients), len(classes))
+
+    def label_entropies(self, labels: np.ndarray) -> np.ndarray:
+        """How mixed the labels of each client that has samples are, in bits, float64 (0: one label only)."""
+        classes, codes = classes_of(labels)
+        return _label_entropies(self, codes, len(classes))
+
     def summary(self, labels: np.ndarray | None = None) -> PartitionSummary:
         """Sizes of the clients and, given the labels of all samples (int[n]), how mixed each client's labels are."""
         sizes = self.sizes
