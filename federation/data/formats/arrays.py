@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from federation.data.formats.damage import damage
+from federation.data.formats.hdf5 import opened, read_dataset
 from federation.errors import DataError
 
 #: One table (split by test_fraction), or training and test samples: what each array is called.
@@ -52,23 +53,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
-    import h5py
-
-    with damage(path, "HDF5 file"):
-        file = h5py.File(path, "r")
-    with file:
+    with opened(path) as file:
         with damage(path, "HDF5 file"):
             names = [key for key in (*TOGETHER, *APART, *_HDF5_GROUPS) if key in file]
             present = names or list(file)
         found: dict[str, np.ndarray] = {}
         for key in _keys(path, present, (TOGETHER, APART, _HDF5_GROUPS)):
-            with damage(path, f"dataset {key!r}"):
-                node = file[key]
-                if not isinstance(node, h5py.Dataset):
-                    raise DataError(f"{path}: {key!r} is a group; expected a dataset")
-                if node.dtype.kind == "O":
-                    raise DataError(_objects(path, key))
-                found[key] = _numbers(np.asarray(node[()]), path, key)
+            found[key] = _numbers(read_dataset(file, key, path, repr(key)), path, key)
         return found
 
 

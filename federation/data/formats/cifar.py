@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -100,12 +100,12 @@ def _binary(content: bytes, name: str, kind: Kind) -> Samples:
 
 def _python(content: bytes, name: str, kind: Kind) -> Samples:
     batch = _unpickled(content, name)
-    found = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()} \
-        if isinstance(batch, dict) else {}
+    found = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in batch.items()
+             if isinstance(key, bytes | str)} if isinstance(batch, dict) else {}
     wanted = ("data", kind.key, *kind.columns.values())
     missing = [key for key in wanted if key not in found]
     if missing:
-        what = f"a dict of {', '.join(map(str, found))}" if isinstance(batch, dict) else type(batch).__name__
+        what = f"a dict of {', '.join(sorted(found)[:10]) or 'nothing'}" if isinstance(batch, dict) else type(batch).__name__
         raise DataError(f"{name} holds {what}; expected a dict with {', '.join(wanted)}")
     x = found["data"].array if isinstance(found["data"], _PickledArray) else None
     if x is None or x.ndim != 2 or x.shape[1] != _PIXELS:
@@ -116,8 +116,8 @@ def _python(content: bytes, name: str, kind: Kind) -> Samples:
 
 
 def _labels(values: object, name: str, key: str) -> np.ndarray:
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise DataError(f"{name}: {key} is no list of whole numbers")
+    if not isinstance(values, list) or not all(type(value) is int and abs(value) < 1 << 31 for value in values):
+        raise DataError(f"{name}: {key} is no list of whole numbers below 2^31")
     return np.array(values, np.int64)
 
 
@@ -135,11 +135,15 @@ def _joined(batches: list[Samples]) -> Samples:
     return Samples(np.concatenate([batch.x for batch in batches]), np.concatenate([batch.y for batch in batches]), columns)
 
 
-class _ArraysOnly(pickle.Unpickler):
+class _ArraysOnly(pickle._Unpickler):
     """Makes Python's own containers and stand-ins for arrays of bytes, and refuses to look up anything else.
 
-    Not even NumPy's own objects are made: their state, which a file could choose, reaches into memory.
+    Not even NumPy's own objects are made: their state, which a file could choose, reaches into memory. The unpickler is
+    the one written in Python, as the other makes room for as many objects as eight bytes of a file say.
     """
+
+    dispatch: ClassVar[dict[int, Any]] = {code: load for code, load in pickle._Unpickler.dispatch.items()
+                                          if code not in pickle.BYTEARRAY8}  # the same: it is given room before it is read
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -173,11 +177,18 @@ class _PickledArray:
         self.array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_fortran else "C")
 
 
-def _encoded(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes in the protocol of Python 2."""
-    if encoding not in ("latin1", b"latin1"):
-        raise DataError(f"it asks for the encoding {encoding!r}; expected latin1")
-    return text.encode("latin-1")
+class _Encoder:
+    """Stands for `_codecs.encode`, with which Python 3 pickles bytes in the protocol of Python 2."""
+
+    __slots__ = ()  # a pickle may set attributes of whatever it is given
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding not in ("latin1", b"latin1"):
+            raise DataError(f"it asks for the encoding {encoding!r}; expected latin1")
+        return text.encode("latin-1")
+
+    def __setstate__(self, state: object) -> None:
+        raise DataError("it sets the state of a function")
 
 
 _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType({
@@ -185,7 +196,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = MappingProxyType({
     ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
     ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct
     ("numpy", "dtype"): _Bytes,
-    ("_codecs", "encode"): _encoded,
+    ("_codecs", "encode"): _Encoder(),
 })
 
 

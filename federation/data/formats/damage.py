@@ -12,8 +12,18 @@ from pathlib import Path
 from federation.errors import DataError
 
 #: What libraries raise for files that are damaged, or made to look larger than memory.
-DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, zipfile.BadZipFile,
-          tarfile.TarError, zlib.error)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
+          zipfile.BadZipFile, tarfile.TarError, zlib.error)
+#: Deflate, the densest of the usual compressions, makes at most 1032 bytes out of one.
+EXPANSION = 1032
+
+
+def check_claim(claimed: int, path: Path, what: str, expansion: int = EXPANSION) -> None:
+    """Raise DataError where `what` claims more bytes than `path` can hold, before memory is asked for."""
+    size = path.stat().st_size
+    if claimed > size * expansion:
+        raise DataError(f"{path}: the {what} says that it holds {claimed} bytes, which a file of {size} bytes cannot; copy or "
+                        f"download the file again")
 
 
 @contextmanager

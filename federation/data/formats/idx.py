@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from federation.data.formats.damage import damage
+from federation.data.formats.damage import EXPANSION, check_claim, damage
 from federation.data.formats.raw import Content, Samples
 from federation.errors import DataError
 
@@ -22,18 +22,19 @@ _CHUNK = 1 << 24
 def read_idx(path: Path) -> np.ndarray:
     """The array of an IDX file, plain or compressed by gzip, whatever its name, in the machine's byte order.
 
-    Memory grows with what the file holds, not with what its head claims. Raises DataError for a missing file, another
-    format, and a file that holds more or less than its head says.
+    A head that claims more than a file of that size can hold is refused before memory is asked for. Raises DataError for
+    a missing file, another format, and a file that holds more or less than its head says.
     """
     if not path.is_file():
-        raise DataError(f"{path.absolute()} does not exist; expected an IDX file")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(f"{path.absolute()} {what}; expected an IDX file")
     with damage(path, "IDX file"), open(path, "rb") as plain:
         is_packed = plain.read(2) == _GZIP
         plain.seek(0)
         if not is_packed:
-            return _read(plain, path)
+            return _read(plain, path, expansion=1)
         with gzip.GzipFile(fileobj=plain) as unpacked:
-            return _read(unpacked, path)
+            return _read(unpacked, path, EXPANSION)
 
 
 def read_idx_set(images: Path, labels: Path, test_images: Path, test_labels: Path, *, num_classes: int,
@@ -60,7 +61,7 @@ def read_idx_set(images: Path, labels: Path, test_images: Path, test_labels: Pat
     return Content(part(images, labels), part(test_images, test_labels), num_classes, 1 / 255)
 
 
-def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
+def _read(file: IO[bytes] | gzip.GzipFile, path: Path, expansion: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] == 0:
         raise DataError(f"{path} is no IDX file: it begins with {head.hex(' ') or 'nothing'}; expected 00 00, a type "
@@ -71,14 +72,14 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> np.ndarray:
         raise DataError(f"{path} ends within its head; copy or download the file again")
     shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
     wanted = math.prod(shape) * dtype.itemsize
-    content = bytearray()
-    while chunk := file.read(_CHUNK):
-        content += chunk
-        if len(content) > wanted:
-            break
-    if len(content) != wanted:
-        found = f"more than {wanted}" if len(content) > wanted else f"{len(content)}"
-        raise DataError(f"{path} holds {found} bytes after its head, which says {dtype.name}{list(shape)}, {wanted} bytes; "
+    check_claim(wanted, path, f"head of {dtype.name}{list(shape)}", expansion)
+    content = np.empty(wanted, np.uint8)
+    found = 0
+    while chunk := file.read(min(_CHUNK, wanted - found)):
+        content[found : found + len(chunk)] = np.frombuffer(chunk, np.uint8)
+        found += len(chunk)
+    if found < wanted or file.read(1):
+        what = f"{found}" if found < wanted else f"more than {wanted}"
+        raise DataError(f"{path} holds {what} bytes after its head, which says {dtype.name}{list(shape)}, {wanted} bytes; "
                         f"copy or download the file again")
-    array = np.frombuffer(content, dtype).reshape(shape)
-    return array.astype(dtype.newbyteorder("="), copy=False)
+    return content.view(dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)

@@ -33,7 +33,7 @@ def read_leaf(folder: Path, *, num_classes: int | None = None, image_shape: tupl
     """The data in `folder`: train/*.json and, if there is one, test/*.json.
 
     Samples of numbers become x float32[n, features], or [n, *image_shape]; their labels are whole numbers. Samples of
-    text, all of one length, become character numbers (of SHAKESPEARE_LETTERS), float32[n, length], labelled with the
+    text, all of one length, become character numbers (of SHAKESPEARE_LETTERS), uint8[n, length], labelled with the
     number of the next character, of 80 classes. The column "user" is the sorted order of the users' names.
     One file after the other is held in memory. Raises DataError.
     """
@@ -68,17 +68,18 @@ class _Text(_Numbers):
 def _read(path: Path, image_shape: tuple[int, ...] | None) -> Iterator[tuple[str, _Numbers]]:
     with damage(path, "JSON file"):
         content = path.read_bytes()
-    try:
-        file = msgspec.json.decode(content, type=_File)
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{path} is not as LEAF writes it ({error}); expected users, num_samples and user_data with x and "
-                        f"y for each user") from error
-    if len(file.users) != len(file.num_samples) or set(file.users) != set(file.user_data):
+        try:
+            file = msgspec.json.decode(content, type=_File)
+        except msgspec.MsgspecError as error:
+            raise DataError(f"{path} is not as LEAF writes it ({error}); expected users, num_samples and user_data with x "
+                            f"and y for each user") from error
+    if not len(file.users) == len(file.num_samples) == len(file.user_data) or set(file.users) != set(file.user_data):
         raise DataError(f"{path} names {len(file.users)} users, has {len(file.num_samples)} numbers of samples and the data "
-                        f"of {len(file.user_data)} users; expected the same users in all three")
+                        f"of {len(file.user_data)} users; expected the same users in all three, each once")
     for user, count in zip(file.users, file.num_samples, strict=True):
         name = f"{path}: user {user!r}"
-        found = _user(file.user_data[user], name, image_shape)
+        with damage(path, f"data of user {user!r}"):
+            found = _user(file.user_data[user], name, image_shape)
         if len(found.x) != count or len(found.y) != count:
             raise DataError(f"{name} has {len(found.x)} samples and {len(found.y)} labels; num_samples says {count}")
         if count:
@@ -87,10 +88,10 @@ def _read(path: Path, image_shape: tuple[int, ...] | None) -> Iterator[tuple[str
 
 def _user(data: _UserData, name: str, image_shape: tuple[int, ...] | None) -> _Numbers:
     try:
-        if bytes(data.x).lstrip(b"[ \n\t\r").startswith(b'"'):
+        if bytes(memoryview(data.x)[:64]).lstrip(b"[ \n\t\r").startswith(b'"'):
             return _text(msgspec.json.decode(data.x, type=list[str]), msgspec.json.decode(data.y, type=list[str]), name)
         x = msgspec.json.decode(data.x, type=list[list[float]])
-        y = np.array(msgspec.json.decode(data.y, type=list[int]), np.int64)
+        y = _labels(msgspec.json.decode(data.y, type=list[int | float]), name)
     except msgspec.MsgspecError as error:
         raise DataError(f"{name}: {error}; expected lists of numbers with whole numbers as labels, or texts of one length "
                         f"with characters as labels (names of image files are not supported)") from error
@@ -106,13 +107,20 @@ def _user(data: _UserData, name: str, image_shape: tuple[int, ...] | None) -> _N
     return _Numbers(samples, y)
 
 
+def _labels(values: list[int | float], name: str) -> np.ndarray:
+    """Some copies of the synthetic set have whole numbers written as 3.0."""
+    if broken := [value for value in values if value != int(value)]:
+        raise DataError(f"{name} has the label {broken[0]}; expected whole numbers")
+    return np.array([int(value) for value in values], np.int64)
+
+
 def _text(x: list[str], y: list[str], name: str) -> _Text:
     lengths = {len(text) for text in x}
     if len(lengths) > 1 or any(len(label) != 1 for label in y):
         raise DataError(f"{name}: expected texts of one length, each with one character as its label; found lengths "
                         f"{', '.join(map(str, sorted(lengths)[:5]))} (names of image files are not supported)")
     try:
-        codes = np.array([[_LETTER_CODES[letter] for letter in text] for text in x], np.float32).reshape(len(x), -1)
+        codes = np.array([[_LETTER_CODES[letter] for letter in text] for text in x], np.uint8).reshape(len(x), -1)
         return _Text(codes, np.array([_LETTER_CODES[letter] for letter in y], np.int64))
     except KeyError as error:
         raise DataError(f"{name} holds the character {error.args[0]!r}, which is none of LEAF's {len(_LETTER_CODES)} "
