@@ -15,6 +15,7 @@ import numpy as np
 
 from federation.data.formats.damage import damage
 from federation.data.formats.raw import Content, Samples
+from federation.data.formats.unpacked import unpacked
 from federation.errors import DataError
 
 _SHAPE = (3, 32, 32)
@@ -51,8 +52,9 @@ def read_cifar(path: Path, kind: Kind) -> Content:
         return _content(lambda name: _from_folder(path, name), {entry.name for entry in path.iterdir()}, path, kind)
     if not path.is_file():
         raise DataError(f"{path.absolute()} does not exist; expected CIFAR's batches, in a folder or as a .tar.gz archive")
-    with damage(path, "archive of CIFAR"), tarfile.open(path) as tar:
+    with damage(path, "archive of CIFAR"), unpacked(path) as (file, _), tarfile.open(fileobj=file, mode="r:") as tar:
         members = {PurePosixPath(member.name).name: member for member in tar.getmembers() if member.isfile()}
+        file.seek(0, io.SEEK_END)  # where gzip's checksum is
         return _content(lambda name: _from_archive(tar, members[name], path), set(members), path, kind)
 
 

@@ -14,6 +14,8 @@ from federation.errors import DataError
 #: What libraries raise for files that are damaged, or made to look larger than memory.
 DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
           zipfile.BadZipFile, tarfile.TarError, zlib.error)
+#: How NumPy speaks of arrays of objects.
+_OBJECTS = ("allow_pickle", "bject arrays", "Python objects")
 #: Deflate, the densest of the usual compressions, makes at most 1032 bytes out of one.
 EXPANSION = 1032
 
@@ -32,7 +34,7 @@ def damage(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        if isinstance(error, ValueError) and ("allow_pickle" in str(error) or "bject arrays" in str(error)):
+        if isinstance(error, ValueError) and any(words in str(error) for words in _OBJECTS):
             raise DataError(f"{path}: the {what} holds Python objects; expected numbers (objects are never loaded, as "
                             f"that could execute code)") from error
         raise DataError(f"{path}: the {what} cannot be read, it is damaged or incomplete ({type(error).__name__}: "

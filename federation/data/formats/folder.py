@@ -47,7 +47,4 @@ def _samples(folder: Path, x: str, y: str, columns: dict[str, str]) -> Samples:
 def _mapped(folder: Path, name: str) -> np.ndarray:
     path = folder / f"{name}.npy"
     with damage(path, ".npy file"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive")
-        return array.view(np.ndarray)
+        return np.lib.format.open_memmap(path, mode="r").view(np.ndarray)

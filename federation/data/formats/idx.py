@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 from pathlib import Path
 from typing import IO
@@ -11,11 +10,11 @@ import numpy as np
 
 from federation.data.formats.damage import EXPANSION, check_claim, damage
 from federation.data.formats.raw import Content, Samples
+from federation.data.formats.unpacked import unpacked
 from federation.errors import DataError
 
 #: Third byte of the magic number -> type of the values, most significant byte first.
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 24
 
 
@@ -28,13 +27,8 @@ def read_idx(path: Path) -> np.ndarray:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise DataError(f"{path.absolute()} {what}; expected an IDX file")
-    with damage(path, "IDX file"), open(path, "rb") as plain:
-        is_packed = plain.read(2) == _GZIP
-        plain.seek(0)
-        if not is_packed:
-            return _read(plain, path, expansion=1)
-        with gzip.GzipFile(fileobj=plain) as unpacked:
-            return _read(unpacked, path, EXPANSION)
+    with damage(path, "IDX file"), unpacked(path) as (file, is_packed):
+        return _read(file, path, EXPANSION if is_packed else 1)
 
 
 def read_idx_set(images: Path, labels: Path, test_images: Path, test_labels: Path, *, num_classes: int,
@@ -61,7 +55,7 @@ def read_idx_set(images: Path, labels: Path, test_images: Path, test_labels: Pat
     return Content(part(images, labels), part(test_images, test_labels), num_classes, 1 / 255)
 
 
-def _read(file: IO[bytes] | gzip.GzipFile, path: Path, expansion: int) -> np.ndarray:
+def _read(file: IO[bytes], path: Path, expansion: int) -> np.ndarray:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or head[3] == 0:
         raise DataError(f"{path} is no IDX file: it begins with {head.hex(' ') or 'nothing'}; expected 00 00, a type "

@@ -89,12 +89,17 @@ def _read(path: Path, image_shape: tuple[int, ...] | None) -> Iterator[tuple[str
 def _user(data: _UserData, name: str, image_shape: tuple[int, ...] | None) -> _Numbers:
     try:
         if bytes(memoryview(data.x)[:64]).lstrip(b"[ \n\t\r").startswith(b'"'):
-            return _text(msgspec.json.decode(data.x, type=list[str]), msgspec.json.decode(data.y, type=list[str]), name)
+            try:
+                return _text(msgspec.json.decode(data.x, type=list[str]), msgspec.json.decode(data.y, type=list[str]), name)
+            except msgspec.ValidationError as error:
+                raise DataError(f"{name} has text as samples, and labels that are none ({error}); expected each text's next "
+                                f"character (images that lie in files of their own, as LEAF's celeba has them, are not "
+                                f"supported)") from error
         x = msgspec.json.decode(data.x, type=list[list[float]])
         y = _labels(msgspec.json.decode(data.y, type=list[int | float]), name)
     except msgspec.MsgspecError as error:
         raise DataError(f"{name}: {error}; expected lists of numbers with whole numbers as labels, or texts of one length "
-                        f"with characters as labels (names of image files are not supported)") from error
+                        f"with characters as labels") from error
     lengths = {len(row) for row in x}
     if len(lengths) > 1:
         raise DataError(f"{name} has samples of {' and '.join(map(str, sorted(lengths)[:3]))} numbers; expected one length")
@@ -118,7 +123,7 @@ def _text(x: list[str], y: list[str], name: str) -> _Text:
     lengths = {len(text) for text in x}
     if len(lengths) > 1 or any(len(label) != 1 for label in y):
         raise DataError(f"{name}: expected texts of one length, each with one character as its label; found lengths "
-                        f"{', '.join(map(str, sorted(lengths)[:5]))} (names of image files are not supported)")
+                        f"{', '.join(map(str, sorted(lengths)[:5]))}")
     try:
         codes = np.array([[_LETTER_CODES[letter] for letter in text] for text in x], np.uint8).reshape(len(x), -1)
         return _Text(codes, np.array([_LETTER_CODES[letter] for letter in y], np.int64))

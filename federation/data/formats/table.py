@@ -12,6 +12,9 @@ from federation.data.formats.damage import damage
 from federation.data.formats.raw import Content, Samples
 from federation.errors import DataError
 
+#: Different texts of a column that become a feature each; names and the like have more.
+MOST_KINDS = 256
+
 
 def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Sequence[str] = ()) -> Content:
     """A table with a sample a row: `.csv`, `.csv.gz` (first line: names) or `.parquet`.
@@ -19,12 +22,14 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
     `target` is the column of labels or targets: whole numbers stay, text and truth values are numbered in sorted order,
     other numbers are regression targets. `columns` are kept beside the samples, such as a user's name, and numbered in
     the same way; `drop` is left out. All others are features, in the file's order: numbers as they are, truth values as
-    0 and 1, and text one-hot, a feature for each value in sorted order. x float32[n, features].
+    0 and 1, and text one-hot, a feature for each of at most MOST_KINDS values in sorted order. x float32[n, features].
 
-    Raises DataError for names that do not exist, missing values (naming column and row), and columns of other types.
+    Raises DataError for names that do not exist, missing and infinite values and empty text (naming column and row, of
+    which the first is 1), and columns of other types.
     """
     table = _read(path)
-    names = table.column_names
+    with damage(path, "list of column names"):
+        names = table.column_names
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise DataError(f"{path} has several columns called {', '.join(twice)}; expected different names")
@@ -36,11 +41,19 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
     features = [name for name in names if name not in (target, *columns, *drop)]
     if not features:
         raise DataError(f"{path}: no features are left beside {', '.join((target, *columns, *drop))}")
-    values = {name: _values(table.column(name), name, path) for name in (target, *columns, *features)}
-    x = np.concatenate([_features(values[name], name, path) for name in features], axis=1)
-    y = values[target]
+    kinds = {name: _kinds(table, name, path) for name in features}
+    x = np.empty((table.num_rows, sum(1 if kind is None else len(kind) for kind in kinds.values())), np.float32)
+    start = 0
+    for name, kind in kinds.items():
+        values = _values(table.column(name), name, path)
+        if kind is None:
+            x[:, start] = values
+        else:
+            x[:, start : start + len(kind)] = values[:, None] == kind
+        start += 1 if kind is None else len(kind)
+    y = _values(table.column(target), target, path)
     return Content(Samples(x, y if y.dtype.kind in "iuf" else _numbered(y),
-                           {name: _numbered(values[name]) for name in columns}))
+                           {name: _numbered(_values(table.column(name), name, path)) for name in columns}))
 
 
 def _read(path: Path) -> Any:
@@ -49,10 +62,15 @@ def _read(path: Path) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(f"{path} needs pyarrow, which is not installed: pip install 'federation-hpc[tabular]'") from error
+    if not path.is_file():
+        raise DataError(f"{path.absolute()} {'is a folder' if path.is_dir() else 'does not exist'}; expected a table")
     with damage(path, "table"):
-        if path.suffix.lower() == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        return pyarrow.csv.read_csv(path)
+        try:
+            if path.suffix.lower() == ".parquet":
+                return pyarrow.parquet.ParquetFile(path).read()
+            return pyarrow.csv.read_csv(path)
+        except pyarrow.ArrowException as error:
+            raise ValueError(error) from error
 
 
 def _values(column: Any, name: str, path: Path) -> np.ndarray:
@@ -67,22 +85,29 @@ def _values(column: Any, name: str, path: Path) -> np.ndarray:
         column, kind = column.cast(kind.value_type), kind.value_type
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
         array: np.ndarray = column.to_numpy()
+        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+            row = int(finite.argmin())
+            raise DataError(f"{path}: the column {name!r} is {array[row]} in row {row + 1}; expected finite numbers")
         return array
     if types.is_string(kind) or types.is_large_string(kind):
-        return np.asarray(column.to_pylist(), dtype=np.str_)
+        texts = np.asarray(column.to_pylist(), dtype=np.str_)
+        if len(empty := np.flatnonzero(texts == "")):
+            raise DataError(f"{path}: the column {name!r} has no text in row {empty[0] + 1} ({len(empty)} are empty); fill "
+                            f"them in, or leave the column out with drop")
+        return texts
     raise DataError(f"{path}: the column {name!r} is {kind}; expected numbers, truth values or text: leave it out with drop")
 
 
-def _features(values: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """float32[n, features of this column]."""
+def _kinds(table: Any, name: str, path: Path) -> np.ndarray | None:
+    """The sorted values of a column of text; None for numbers."""
+    values = _values(table.column(name), name, path)
     if values.dtype.kind != "U":
-        return values.astype(np.float32).reshape(-1, 1)
-    kinds, codes = np.unique(values, return_inverse=True)
-    if len(kinds) > max(64, len(values) // 10):
-        raise DataError(f"{path}: the column {name!r} is text with {len(kinds)} different values in {len(values)} rows, too "
-                        f"many for one-hot features: leave it out with drop, or keep it as one of columns")
-    one_hot: np.ndarray = codes[:, None] == np.arange(len(kinds))
-    return one_hot.astype(np.float32)
+        return None
+    kinds = np.unique(values)
+    if len(kinds) > MOST_KINDS:
+        raise DataError(f"{path}: the column {name!r} is text with {len(kinds)} different values, more than the {MOST_KINDS} "
+                        f"that become features: leave it out with drop, or keep it as one of columns")
+    return kinds
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:
