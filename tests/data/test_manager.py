@@ -139,3 +139,39 @@ def test_regression_data_have_float_targets() -> None:
     data = DataManager(dataset, iid(dataset.y_train, 2, 0)).client(0)
     assert data.y.dtype == np.float32
     assert data.num_classes is None
+
+
+def test_clients_keep_validation_samples_apart() -> None:
+    dataset = numbered(997)
+    partition = dirichlet(dataset.y_train, 20, 1, alpha=0.3)
+    manager = DataManager(dataset, partition, 0.2, seed=5, client_validation_fraction=0.1)
+    only_test = DataManager(dataset, partition, 0.2, seed=5)
+    for index in range(20):
+        data, size = manager.client(index), len(partition.client(index))
+        assert sorted(ids(data.x) + ids(data.x_test) + ids(data.x_validation)) == sorted(partition.client(index).tolist())
+        assert data.get_num_validation_samples() == manager.validation_sizes[index] == size // 10
+        assert data.get_num_samples() == manager.sizes[index] == size - size // 5 - size // 10
+        assert ids(data.x_test) == ids(only_test.client(index).x_test), "test samples do not depend on the others"
+        assert [n for x, _ in data.get_validation_loader(3) for n in ids(x)] == ids(data.x_validation)
+        measured = data.measured_on_validation()
+        assert (ids(measured.x), ids(measured.x_test)) == (ids(data.x), ids(data.x_validation))
+    assert manager.has_validation
+    assert not only_test.has_validation
+
+
+@pytest.mark.parametrize(("test", "validation"), [(0.5, 0.5), (0.9, 0.2)])
+def test_something_must_be_left_to_train_on(test: float, validation: float) -> None:
+    with pytest.raises(DataError, match="leave nothing to train on"):
+        DataManager(numbered(40), iid(np.arange(40), 2, 0), test, client_validation_fraction=validation)
+
+
+def test_shards_of_the_validation_set() -> None:
+    x = np.repeat(np.arange(700, dtype=np.float32)[:, None], 4, axis=1)
+    dataset = Dataset(x, np.arange(700) % 10, x[:5], np.arange(5), 10, "set", x[100:700], np.arange(100, 700) % 10)
+    manager = DataManager(dataset, iid(dataset.y_train, 2, 0))
+    assert [len(shard) for shard in manager.shards("validation")] == [256, 256, 88]
+    seen = [n for shard in range(3) for n in ids(manager.shard("validation", shard).x_test)]
+    assert seen == list(range(100, 700))
+    assert [len(shard) for shard in manager.shards("test")] == [5]
+    with pytest.raises(DataError, match="validation shard 3 does not exist: there are 3"):
+        manager.shard("validation", 3)

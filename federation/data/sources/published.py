@@ -77,17 +77,21 @@ def federated_cifar100(request: Request, *, max_users: int | None = None) -> Dat
                 lambda train, test: tff.read_images(train, test, field="image", num_classes=100, max_users=max_users))
 
 
-def federated_shakespeare(request: Request, *, max_users: int | None = None, length: int = 80) -> DataProvider:
-    """TensorFlow Federated's Shakespeare: `length` characters and the next one, of 90, 715 users."""
-    return _tff(request, "shakespeare", {"max_users": max_users, "length": length},
-                lambda train, test: tff.read_shakespeare(train, test, length=length, max_users=max_users))
+def federated_shakespeare(request: Request, *, max_users: int | None = None, length: int = 80,
+                          stride: int | None = None) -> DataProvider:
+    """TensorFlow Federated's Shakespeare: `length` characters and the next one, of 90, 715 users.
+
+    A sample begins every `stride` characters, by default where the one before ends.
+    """
+    read = partial(tff.read_shakespeare, length=length, stride=stride, max_users=max_users)
+    return _tff(request, "shakespeare", {"max_users": max_users, "length": length, "stride": stride}, read)
 
 
 def stackoverflow(request: Request, *, max_users: int | None = None, vocabulary_size: int = 10_000,
-                  length: int = 20) -> DataProvider:
+                  length: int = 20, stride: int | None = None) -> DataProvider:
     """TensorFlow Federated's Stack Overflow: `length` words and the next one, 342,477 users.
 
-    Words are the most frequent of the file stackoverflow.word_count where that is there, else of the training sentences
+    A sample begins every `stride` words, by default where the one before ends. Words are the most frequent of the file stackoverflow.word_count where that is there, else of the training sentences
     of the users that are read.
     """
     found = _find(request, ("stackoverflow.word_count",))
@@ -96,9 +100,9 @@ def stackoverflow(request: Request, *, max_users: int | None = None, vocabulary_
     def read(train: Path, test: Path) -> Content:
         vocabulary = tff.read_word_count(words[0], vocabulary_size) if words \
             else tff.frequent_words(train, vocabulary_size, max_users)
-        return tff.read_stackoverflow(train, test, vocabulary=vocabulary, length=length, max_users=max_users)
+        return tff.read_stackoverflow(train, test, vocabulary=vocabulary, length=length, stride=stride, max_users=max_users)
 
-    facts = {"max_users": max_users, "vocabulary_size": vocabulary_size, "length": length}
+    facts = {"max_users": max_users, "vocabulary_size": vocabulary_size, "length": length, "stride": stride}
     return _tff(request, "stackoverflow", facts, read, words[:1])
 
 
