@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from federation.data.formats.damage import damage
-from federation.data.formats.hdf5 import opened, read_dataset
+from federation.data.formats.hdf5 import members, opened, read_dataset
 from federation.errors import DataError
 
 #: One table (split by test_fraction), or training and test samples: what each array is called.
@@ -56,7 +56,7 @@ def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
     with opened(path) as file:
         with damage(path, "HDF5 file"):
             names = [key for key in (*TOGETHER, *APART, *_HDF5_GROUPS) if key in file]
-            present = names or list(file)
+            present = names or members(file, path)
         found: dict[str, np.ndarray] = {}
         for key in _keys(path, present, (TOGETHER, APART, _HDF5_GROUPS)):
             found[key] = _numbers(read_dataset(file, key, path, repr(key)), path, key)

@@ -29,6 +29,12 @@ def opened(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
+def members(group: h5py.Group, path: Path) -> list[str]:
+    """The names of what is in `group`; h5py gives those that are damaged as bytes. Raises DataError."""
+    with damage(path, "HDF5 file"):
+        return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in group]
+
+
 def read_dataset(group: h5py.Group, key: str, path: Path, name: str) -> np.ndarray:
     """The values of the dataset `key`, which `group` has; `name` is what messages call it. Texts come as bytes.
 

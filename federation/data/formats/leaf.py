@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from federation.errors import DataError
 #: The 80 characters of LEAF's Shakespeare; a character's number is its place in them.
 SHAKESPEARE_LETTERS = ("\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}")
 _LETTER_CODES = {letter: code for code, letter in enumerate(SHAKESPEARE_LETTERS)}
+#: How a list of texts begins in JSON.
+_TEXTS = re.compile(rb'\s*\[\s*"')
 
 
 class _UserData(msgspec.Struct):
@@ -88,7 +91,7 @@ def _read(path: Path, image_shape: tuple[int, ...] | None) -> Iterator[tuple[str
 
 def _user(data: _UserData, name: str, image_shape: tuple[int, ...] | None) -> _Numbers:
     try:
-        if bytes(memoryview(data.x)[:64]).lstrip(b"[ \n\t\r").startswith(b'"'):
+        if _TEXTS.match(memoryview(data.x)):
             try:
                 return _text(msgspec.json.decode(data.x, type=list[str]), msgspec.json.decode(data.y, type=list[str]), name)
             except msgspec.ValidationError as error:

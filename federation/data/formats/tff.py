@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from federation.data.formats.damage import damage
-from federation.data.formats.hdf5 import opened, read_dataset
+from federation.data.formats.hdf5 import members, opened, read_dataset
 from federation.data.formats.raw import Content
 from federation.data.formats.sequences import all_windows
 from federation.data.formats.users import UserSamples, by_user
@@ -127,11 +127,13 @@ class _Client:
         return f"{self.path}: client {self.user!r}"
 
     def has(self, key: str) -> bool:
-        return key in self.group
+        with damage(self.path, f"client {self.user!r} of the HDF5 file"):
+            return key in self.group
 
     def field(self, key: str) -> np.ndarray:
         if not self.has(key):
-            raise DataError(f"{self.name} has the fields {', '.join(list(self.group)[:10]) or 'none'}; expected {key}")
+            found = ", ".join(members(self.group, self.path)[:10]) or "none"
+            raise DataError(f"{self.name} has the fields {found}; expected {key}")
         return read_dataset(self.group, key, self.path, f"{key} of client {self.user!r}")
 
 
@@ -143,10 +145,9 @@ def _clients(path: Path, max_users: int | None) -> Iterator[_Client]:
         with damage(path, "HDF5 file"):
             examples = file.get("examples")
             if not isinstance(examples, h5py.Group):
-                raise DataError(f"{path} holds {', '.join(list(file)[:10]) or 'nothing'}; expected TensorFlow Federated's "
+                raise DataError(f"{path} holds {', '.join(members(file, path)[:10]) or 'nothing'}; expected TensorFlow Federated's "
                                 f"group examples, with a group for each client in it")
-            users = sorted(examples)[:max_users]
-        for user in users:
+        for user in sorted(members(examples, path))[:max_users]:
             with damage(path, f"client {user!r} of the HDF5 file"):
                 group = examples[user]
             if not isinstance(group, h5py.Group):
