@@ -33,6 +33,9 @@ set -euo pipefail
 # Cores for each rank. `threads` of the configuration is 1 unless it says otherwise; `threads: auto` follows this.
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
+# mpirun gives its ranks a terminal even here. This one is for plain lines in the log instead of a bar.
+export TERM=dumb
+
 # The run's folder, on a file system that all nodes see: a job that starts again may be given others. On most clusters
 # that is "$SCRATCH/...". To go on with the run of an earlier job: OUTPUT=runs/fedavg-4711 sbatch jobs/slurm/fedavg.sh ...
 OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}

@@ -90,6 +90,8 @@ def test_the_same_bits_as_one_process(submit, expected):
     summary = Finished(0, "", "", job.folder, 0).summary
     assert (summary["mode"], summary["world_size"]) == ("mpi", 6)
     assert f"Slurm job {job.number} has" in job.log
+    assert f"round {ROUNDS}/{ROUNDS}" in job.log
+    assert "\x1b" not in job.log
 
 
 def test_a_warning_signal_requeues_the_job(cluster, submit, expected):
@@ -154,13 +156,13 @@ def test_signals_to_other_ranks_change_nothing(cluster, submit, expected):
     assert job.result == expected
 
 
-def test_the_end_of_the_jobs_time(submit, tmp_path, expected):
+def test_the_end_of_the_jobs_time(submit, expected):
     """A job of a minute, for rounds that take longer: it stops by itself in time, and starts again.
 
-    Slurm's own warning would come 5 s before the end. Nothing here depends on how fast the machine is: a slower one
-    needs more restarts, and each of them has to leave a checkpoint.
+    Slurm's own warning may come a minute early, so it is one without effect here. Nothing depends on how fast the
+    machine is: a slower one needs more restarts, and each of them has to leave a checkpoint.
     """
-    job = submit("fedavg.sh", *SHAPE, "--time=1", "--signal=B:USR1@5", settings=[*SETTINGS, "learner_config.delay=1.2", RARE])
+    job = submit("fedavg.sh", *SHAPE, "--time=1", "--signal=B:CONT@1", settings=[*SETTINGS, "learner_config.delay=1.2", RARE])
     told = job.finish()
     assert int(told["Restarts"]) >= 1
     assert job.log.count("stopped by the job's time") == int(told["Restarts"])
@@ -174,6 +176,37 @@ def test_a_bad_configuration_is_not_started_again(cluster, submit):
     told = cluster.wait_for(job.number, "FAILED")
     assert (told["ExitCode"], told["Restarts"]) == ("2:0", "0")
     assert "max_rounds" in job.log
+
+
+def test_a_sweep(cluster, submit, tmp_path):
+    """An array of two, of which one is warned: each comes to the result of its own settings."""
+    common = ["trainer_config.max_rounds=60", "components.model=model.numpy.linear", "num_clients=10", "tracker=none"]
+    array = submit("sweep.sh", "--array=0,4", "--ntasks-per-node=3", settings=common).number
+    folders = {0: tmp_path / "runs" / f"sweep-{array}" / "seed-0-rate-0.05", 4: tmp_path / "runs" / f"sweep-{array}" / "seed-1-rate-0.1"}
+    wait_for_rows(folders[4], 2)
+    cluster.command("scancel", "--signal=USR1", "--batch", f"{array}_4")
+    restarts = {task: cluster.wait_for(f"{array}_{task}", "COMPLETED")["Restarts"] for task in folders}
+    assert restarts == {0: "0", 4: "1"}
+    for task, (seed, rate) in {0: (0, 0.05), 4: (1, 0.1)}.items():
+        alone = in_one_process(tmp_path / f"alone-{task}", [*common, f"seed={seed}", f"learner_config.client_lr={rate}"])
+        assert Finished(0, "", "", folders[task], 0).result == alone
+        assert (tmp_path / f"sweep-{array}_{task}.log").exists()
+
+
+def test_ranks_and_gpus(cluster, submit, tmp_path):
+    """S-HPC-05: each rank, the server's too, trains, and sees the GPUs that Slurm gave to its node, as Slurm wrote them.
+
+    The cluster's GPUs are empty files, so the ranks are told to compute on the CPU.
+    """
+    common = ["trainer_config.max_rounds=60", "components.model=model.numpy.linear", "num_clients=10", "tracker=none"]
+    job = submit("fedavg_gpu.sh", *SHAPE, "--gpus-per-node=2", "--cpus-per-task=1", settings=common, DEVICE="cpu")
+    wait_for_rows(job.folder, 1)
+    for number in range(6):
+        environment = Path(f"/proc/{rank(cluster, number)}/environ").read_bytes().split(b"\0")
+        assert b"CUDA_VISIBLE_DEVICES=0,1" in environment
+    job.finish()
+    alone = in_one_process(tmp_path / "alone", [*common, "learner_config.device=cpu", "trainer_config.server_hosts_clients=true"])
+    assert job.result == alone
 
 
 def rank(cluster: Cluster, number: int) -> int:
