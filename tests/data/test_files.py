@@ -213,3 +213,36 @@ def test_an_array_that_claims_more_than_the_memory_is_refused(tmp_path: Path) ->
         file["y"] = Y
     with pytest.raises(DataError, match=r"huge\.h5"):
         load_dataset(str(tmp_path / "huge.h5"))
+
+
+def test_other_hdf5_files_are_refused_with_what_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "leaf.h5"
+    with h5py.File(path, "w") as file:
+        file["examples/f0/pixels"] = X
+        file["meta"] = 1
+    with pytest.raises(DataError, match=r"leaf\.h5: expected the keys x y, or .*; found examples, meta"):
+        load_dataset(str(path))
+
+
+@pytest.mark.parametrize("dtype", [h5py.vlen_dtype(np.int32), h5py.ref_dtype])
+def test_objects_in_hdf5_are_refused(tmp_path: Path, dtype: np.dtype) -> None:
+    path = tmp_path / "objects.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = X
+        file.create_dataset("y", (40,), dtype)
+    with pytest.raises(DataError, match=r"objects\.h5: 'y' is an array of objects"):
+        load_dataset(str(path))
+
+
+def test_an_hdf5_file_that_claims_more_than_it_can_hold_is_refused(tmp_path: Path) -> None:
+    """400 MB of a file of a few kB, which memory would have room for."""
+    path = tmp_path / "claim.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", shape=(10**5, 1000), dtype="f4", chunks=(1, 1000))
+        file["y"] = Y
+    with pytest.raises(DataError, match=r"claim\.h5: the dataset 'x' says that it holds 400000000 bytes, which a file of"):
+        load_dataset(str(path))
+    with h5py.File(path, "w") as file:  # as dense as deflate can be
+        file.create_dataset("x", data=np.zeros((1000, 2000), np.float32), compression="gzip", compression_opts=9)
+        file["y"] = np.arange(1000) % 3
+    assert load_dataset(str(path), test_fraction=0).x_train.shape == (1000, 2000)

@@ -85,12 +85,14 @@ def _values(column: Any, name: str, path: Path) -> np.ndarray:
         column, kind = column.cast(kind.value_type), kind.value_type
     if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind):
         array: np.ndarray = column.to_numpy()
-        if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-            row = int(finite.argmin())
-            raise DataError(f"{path}: the column {name!r} is {array[row]} in row {row + 1}; expected finite numbers")
+        if array.dtype.kind == "f" and not (good := np.abs(array) <= np.finfo(np.float32).max).all():
+            row = int(good.argmin())
+            raise DataError(f"{path}: the column {name!r} is {array[row]} in row {row + 1}; expected finite numbers, within the "
+                            f"range of float32")
         return array
     if types.is_string(kind) or types.is_large_string(kind):
-        texts = np.asarray(column.to_pylist(), dtype=np.str_)
+        with damage(path, f"text in the column {name!r}"):
+            texts = np.asarray(column.to_pylist(), dtype=np.str_)
         if len(empty := np.flatnonzero(texts == "")):
             raise DataError(f"{path}: the column {name!r} has no text in row {empty[0] + 1} ({len(empty)} are empty); fill "
                             f"them in, or leave the column out with drop")

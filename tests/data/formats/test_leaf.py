@@ -173,10 +173,10 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_one_file_after_the_other_is_in_memory(tmp_path: Path) -> None:
-    """16 MB of samples in 8 files of 13 MB each: what is held at most is far from all text, or all numbers as objects."""
+    """3.2 MB of samples in 8 files of 1 MB each: what is held at most is far from all text, or all numbers as objects."""
     rows = json.dumps([0.123456] * 1000)
-    text = f'{{"users": ["USER"], "num_samples": [500], "user_data": {{"USER": {{"x": [{", ".join([rows] * 500)}], ' \
-           f'"y": {[1] * 500}}}}}}}'
+    text = f'{{"users": ["USER"], "num_samples": [100], "user_data": {{"USER": {{"x": [{", ".join([rows] * 100)}], ' \
+           f'"y": {[1] * 100}}}}}}}'
     write(tmp_path, "train", *(text.replace("USER", f"u{number}").encode() for number in range(8)))
     tracemalloc.start()
     try:
@@ -184,8 +184,8 @@ def test_one_file_after_the_other_is_in_memory(tmp_path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert content.train.x.nbytes == 16_000_000
-    assert peak < 2.2 * 16_000_000 + 2.5 * len(text)
+    assert content.train.x.nbytes == 3_200_000
+    assert peak < 2.2 * 3_200_000 + 2.5 * len(text)
 
 
 @settings(max_examples=200, deadline=None)
