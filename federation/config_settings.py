@@ -15,7 +15,7 @@ from federation.config_yaml import Given, from_python, join, problem
 #: Parameters of constructors that the framework gives, so that a configuration may not; by kind of component.
 RESERVED = {"learner": ("model", "data"), "aggregator": (), "model": (),
             "trainer": ("server", "model", "aggregator", "config", "seed", "reduction", "on_divergence", "recorder"),
-            "partitioner": ("labels", "num_clients", "rng_seed"), "dataset": ("request", "seed")}
+            "partitioner": ("labels", "num_clients", "rng_seed", "columns"), "dataset": ("request", "seed")}
 
 
 def check_settings(component: Callable[..., object], settings: Mapping[str, object], path: str,

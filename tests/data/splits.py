@@ -7,8 +7,19 @@ import hashlib
 import numpy as np
 
 from federation.data.load import load_dataset
-from federation.data.partitioner import dirichlet, iid, label
+from federation.data.partition import Partition
+from federation.data.partitioner import PARTITIONERS, dirichlet, iid, label
 from federation.data.sampling import draw_cohort
+
+#: All but the one that reads a file.
+DRAWN = sorted(set(PARTITIONERS) - {"file"})
+
+
+def make(name: str, labels: np.ndarray, num_clients: int, seed: int, **settings: object) -> Partition:
+    """A partition by any of DRAWN: there are as many users as clients, and two superclasses."""
+    columns = {"user": np.arange(len(labels)) % num_clients, "coarse_label": np.asarray(labels) // 5}
+    given = {"columns": columns} if name in ("natural", "pachinko") else {}
+    return PARTITIONERS[name](labels, num_clients, seed, **given, **settings)
 
 
 def digest(seed: int) -> str:
@@ -19,6 +30,8 @@ def digest(seed: int) -> str:
                       dirichlet(labels, 13, seed, alpha=0.3, balanced=True),
                       label(labels, 13, seed, labels_per_client=3)):
         digest.update(partition.sha256().encode())
+    for name in DRAWN:
+        digest.update(make(name, labels, 13, seed).sha256().encode())
     digest.update(draw_cohort(seed, 3, 1000, 17).tobytes())
     dataset = load_dataset("synthetic", seed=seed, test_fraction=0.3, config={"num_samples": 50})
     digest.update(dataset.x_train.tobytes() + dataset.y_test.tobytes())

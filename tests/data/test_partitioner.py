@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from federation.data.partition import Partition
 from federation.data.partitioner import PARTITIONERS, dirichlet, iid, label
 from federation.errors import DataError
-from tests.data.splits import digest
+from tests.data.splits import DRAWN, digest, make
 from tests.mpi_helper import ROOT, mpirun, needs_mpi, report
 
 TEN = np.arange(997) % 10
@@ -108,7 +108,7 @@ def test_small_alpha_with_equal_sizes_ends() -> None:
 @pytest.mark.parametrize("name", ["iid", "dirichlet"])
 def test_an_impossible_least_size_is_refused_before_sampling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S-PART-01b: the arithmetic stands in the message."""
-    monkeypatch.setattr("federation.data.partitioner.stream", None)  # a draw would fail
+    monkeypatch.setattr(f"federation.data.partitioners.{name}.stream", None)  # a draw would fail
     with pytest.raises(DataError, match=r"20 x 10 = 200 > 100"):
         PARTITIONERS[name](np.arange(100) % 10, 20, 0, min_size=10)
     with pytest.raises(DataError, match=r"11 x 1 = 11 > 10"):
@@ -224,11 +224,14 @@ def test_settings_are_checked(name: str, given: dict[str, Any], words: str) -> N
 @pytest.mark.parametrize("name", sorted(PARTITIONERS))
 @pytest.mark.parametrize("num_clients", [0, -3, True, 2.0, "5", None])
 def test_num_clients_must_be_a_count(name: str, num_clients: object) -> None:
+    given = {"path": "p.json"} if name == "file" else {}
+    if name in ("natural", "pachinko"):
+        given = {"columns": {"user": TEN, "coarse_label": TEN}}
     with pytest.raises(DataError, match="num_clients"):
-        PARTITIONERS[name](TEN, num_clients, 0)
+        PARTITIONERS[name](TEN, num_clients, 0, **given)
 
 
-@pytest.mark.parametrize("name", ["dirichlet", "label"])
+@pytest.mark.parametrize("name", ["dirichlet", "label", "shards", "inner_dirichlet"])
 @pytest.mark.parametrize("labels", [np.linspace(0, 1, 50), np.zeros((50, 1), int), np.array(["a"] * 50),
                                     np.array([], int)])
 def test_what_has_no_labels_can_be_shared_out_by_iid_only(name: str, labels: np.ndarray) -> None:
@@ -239,7 +242,7 @@ def test_what_has_no_labels_can_be_shared_out_by_iid_only(name: str, labels: np.
 
 
 def draw_each(seed: int) -> list[str]:
-    return [PARTITIONERS[name](TEN, 20, seed).sha256() for name in sorted(PARTITIONERS)]
+    return [make(name, TEN, 20, seed).sha256() for name in DRAWN]
 
 
 def test_the_seed_alone_decides_and_global_generators_stay() -> None:
@@ -251,7 +254,7 @@ def test_the_seed_alone_decides_and_global_generators_stay() -> None:
     assert draw_each(42) == first
     assert random.getstate() == before[0]
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
-    assert len({value for seed in range(10) for value in draw_each(seed)}) == 10 * len(PARTITIONERS)
+    assert len({value for seed in range(10) for value in draw_each(seed)}) == 10 * len(DRAWN)
 
 
 def test_spawned_workers_draw_the_same() -> None:

@@ -91,8 +91,8 @@ def stackoverflow(request: Request, *, max_users: int | None = None, vocabulary_
                   length: int = 20, stride: int | None = None) -> DataProvider:
     """TensorFlow Federated's Stack Overflow: `length` words and the next one, 342,477 users.
 
-    A sample begins every `stride` words, by default where the one before ends. Words are the most frequent of the file stackoverflow.word_count where that is there, else of the training sentences
-    of the users that are read.
+    A sample begins every `stride` words, by default where the one before ends. Words are the most frequent of the file
+    stackoverflow.word_count where that is there, else of the training sentences of the users that are read.
     """
     found = _find(request, ("stackoverflow.word_count",))
     words = [path for path in found if path.is_file()]
