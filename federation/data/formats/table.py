@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,12 @@ from federation.errors import DataError
 
 #: Different texts of a column that become a feature each; names and the like have more.
 MOST_KINDS = 256
+#: Bytes of a Parquet file's columns that are read at a time: they may be wider than what becomes of them.
+_GROUP = 1 << 26
+#: Bytes of a CSV file that tell the types of its columns.
+_CSV_BLOCK = 1 << 24
+#: How pyarrow speaks of a value of another type.
+_OTHER_TYPE = re.compile(r"In CSV column #(\d+): CSV conversion error")
 
 
 def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Sequence[str] = ()) -> Content:
@@ -27,9 +35,12 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
     Raises DataError for names that do not exist, missing and infinite values and empty text (naming column and row, of
     which the first is 1), and columns of other types.
     """
-    table = _read(path)
-    with damage(path, "list of column names"):
-        names = table.column_names
+    pyarrow = _pyarrow(path)
+    if not path.is_file():
+        raise DataError(f"{path.absolute()} {'is a folder' if path.is_dir() else 'does not exist'}; expected a table")
+    with _arrow_damage(path):
+        schema = pyarrow.parquet.read_schema(path) if _is_parquet(path) else _csv_schema(path)
+        names = schema.names
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise DataError(f"{path} has several columns called {', '.join(twice)}; expected different names")
@@ -41,41 +52,97 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
     features = [name for name in names if name not in (target, *columns, *drop)]
     if not features:
         raise DataError(f"{path}: no features are left beside {', '.join((target, *columns, *drop))}")
-    kinds = {name: _kinds(table, name, path) for name in features}
-    x = np.empty((table.num_rows, sum(1 if kind is None else len(kind) for kind in kinds.values())), np.float32)
-    start = 0
-    for name, kind in kinds.items():
-        values = _values(table.column(name), name, path)
-        if kind is None:
-            x[:, start] = values
-        else:
-            x[:, start : start + len(kind)] = values[:, None] == kind
-        start += 1 if kind is None else len(kind)
-    y = _values(table.column(target), target, path)
-    return Content(Samples(x, y if y.dtype.kind in "iuf" else _numbered(y),
-                           {name: _numbered(_values(table.column(name), name, path)) for name in columns}))
+    wanted = [target, *dict.fromkeys(columns), *features]
+    found: dict[str, np.ndarray] = {}
+    for table in _parquet(path, wanted) if _is_parquet(path) else _csv(path, wanted, schema, features):
+        if not table.num_rows:
+            raise DataError(f"{path} has no rows")
+        for name in table.column_names:
+            values = _values(table, name, path)
+            found[name] = _features(values, name, path) if name in features else values
+    del table  # as large as x
+    pyarrow.default_memory_pool().release_unused()
+    x = np.concatenate([found.pop(name) for name in features], axis=1)
+    y = found[target]
+    return Content(Samples(x, y if y.dtype.kind in "iuf" else _numbered(y), {name: _numbered(found[name]) for name in columns}))
 
 
-def _read(path: Path) -> Any:
+def _pyarrow(path: Path) -> Any:
     try:
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(f"{path} needs pyarrow, which is not installed: pip install 'federation-hpc[tabular]'") from error
-    if not path.is_file():
-        raise DataError(f"{path.absolute()} {'is a folder' if path.is_dir() else 'does not exist'}; expected a table")
+    return pyarrow
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+@contextmanager
+def _arrow_damage(path: Path) -> Iterator[None]:
+    pyarrow = _pyarrow(path)
     with damage(path, "table"):
         try:
-            if path.suffix.lower() == ".parquet":
-                return pyarrow.parquet.ParquetFile(path).read()
-            return pyarrow.csv.read_csv(path)
+            yield
         except pyarrow.ArrowException as error:
             raise ValueError(error) from error
 
 
-def _values(column: Any, name: str, path: Path) -> np.ndarray:
+def _parquet(path: Path, wanted: list[str]) -> Iterator[Any]:
+    """The wanted columns, a few in each table."""
+    pyarrow = _pyarrow(path)
+    with _arrow_damage(path):
+        file = pyarrow.parquet.ParquetFile(path)
+    with file:
+        step = max(_GROUP // max(8 * file.metadata.num_rows, 1), 1)
+        for start in range(0, len(wanted), step):
+            names = wanted[start : start + step]
+            with _arrow_damage(path):
+                table = file.read(columns=names).select(names)
+            yield table
+
+
+def _csv_schema(path: Path) -> Any:
+    """Names and types, as the beginning of the file has them."""
+    pyarrow = _pyarrow(path)
+    with pyarrow.csv.open_csv(path, pyarrow.csv.ReadOptions(block_size=_CSV_BLOCK)) as reader:
+        return reader.schema
+
+
+def _csv(path: Path, wanted: list[str], schema: Any, features: list[str]) -> Iterator[Any]:
+    """The wanted columns in one table, features that are numbers as float32.
+
+    With types that are known beforehand pyarrow need not keep the text of the whole file. Where a later value is of
+    another type than those at the beginning, whole numbers become real ones, and what is no number becomes text.
+    """
+    pyarrow = _pyarrow(path)
+    types = dict(zip(schema.names, schema.types, strict=True))
+    for name in features:
+        if pyarrow.types.is_integer(types[name]) or pyarrow.types.is_floating(types[name]):
+            types[name] = pyarrow.float32()
+    while True:
+        options = pyarrow.csv.ConvertOptions(include_columns=wanted, column_types={name: types[name] for name in wanted})
+        with _arrow_damage(path):
+            try:
+                table = pyarrow.csv.read_csv(path, convert_options=options)
+                break
+            except pyarrow.ArrowInvalid as error:
+                other = _OTHER_TYPE.match(str(error))
+                changed = schema.names[int(other[1])] if other else None
+                if changed is None or types[changed] == pyarrow.string():
+                    raise
+                is_whole = pyarrow.types.is_integer(types[changed])
+                types[changed] = pyarrow.float64() if is_whole else pyarrow.string()
+    yield table
+
+
+def _values(table: Any, name: str, path: Path) -> np.ndarray:
+    """The column as numbers, truth values or text; all there, and finite."""
     import pyarrow.types as types
 
+    column = table.column(name)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"{path}: the column {name!r} has no value in row {row + 1} ({column.null_count} are missing); fill "
@@ -100,16 +167,18 @@ def _values(column: Any, name: str, path: Path) -> np.ndarray:
     raise DataError(f"{path}: the column {name!r} is {kind}; expected numbers, truth values or text: leave it out with drop")
 
 
-def _kinds(table: Any, name: str, path: Path) -> np.ndarray | None:
-    """The sorted values of a column of text; None for numbers."""
-    values = _values(table.column(name), name, path)
+def _features(values: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """float32[n, features of this column]."""
     if values.dtype.kind != "U":
-        return None
+        return values.astype(np.float32, copy=False).reshape(-1, 1)
     kinds = np.unique(values)
     if len(kinds) > MOST_KINDS:
         raise DataError(f"{path}: the column {name!r} is text with {len(kinds)} different values, more than the {MOST_KINDS} "
                         f"that become features: leave it out with drop, or keep it as one of columns")
-    return kinds
+    one_hot = np.empty((len(values), len(kinds)), np.float32)
+    for code, kind in enumerate(kinds):
+        one_hot[:, code] = values == kind
+    return one_hot
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:

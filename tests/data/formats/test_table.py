@@ -60,6 +60,25 @@ def test_parquet(tmp_path: Path, options: dict[str, Any]) -> None:
     assert found.train.columns["user"].tolist() == [1, 0, 1]
 
 
+def test_types_are_those_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the first block, 16 MiB or here 64 bytes, need not show."""
+    rows = 50
+    head = b"drop,whole,word,code,truth,who,label\n"
+    body = [b"%d,%d,%d,7,true,%d,1\n" % (row, row, row, row) for row in range(rows)]
+    body[-1] = b"x,0.5,last,0x,maybe,me,2.5\n"
+    path = csv(tmp_path, head + b"".join(body))
+    monkeypatch.setattr("federation.data.formats.table._CSV_BLOCK", 64)
+    found = read_table(path, target="label", columns=["who"], drop=["drop"]).train
+    words = sorted({*map(str, range(rows - 1)), "last"})
+    assert found.y.tolist() == [1.0] * (rows - 1) + [2.5]
+    assert found.x[:, 0].tolist() == [*range(rows - 1), 0.5]
+    assert found.x[:, 1 : rows + 1].argmax(axis=1).tolist() == [words.index(str(row)) for row in range(rows - 1)] + [
+        words.index("last")]
+    assert found.x[:, rows + 1 :].tolist() == [[0, 1, 0, 1]] * (rows - 1) + [[1, 0, 1, 0]], "0x, 7, maybe, true"
+    users = sorted({*map(str, range(rows - 1)), "me"})
+    assert found.columns["who"].tolist() == [users.index(str(row)) for row in range(rows - 1)] + [users.index("me")]
+
+
 def test_targets(tmp_path: Path) -> None:
     path = parquet(tmp_path, {"x": [1, 2, 3], "word": ["b", "c", "b"], "truth": [True, False, True], "real": [0.5, 1.5, -1.0],
                               "single": pa.array([0.5, 1, 2], pa.float32())})
@@ -94,14 +113,14 @@ WRONG: dict[str, tuple[bytes, dict[str, Any], str]] = {
     "user missing": (b"a,user,label\n1,x,0\n2,,1\n", {"columns": ["user"]}, "the column 'user' has no text in row 2"),
     "NA": (b"a,label\n1,0\nNA,1\n", {}, "the column 'a' has no value in row 2"),
     "infinite": (b"a,label\n1,0\n-inf,1\n", {}, "the column 'a' is -inf in row 2; expected finite numbers"),
-    "too large": (b"a,label\n1,0\n1e39,1\n", {}, r"the column 'a' is 1e\+39 in row 2; .* within the range of float32"),
+    "too large": (b"a,label\n1,0\n1e39,1\n", {}, "the column 'a' is inf in row 2; .* within the range of float32"),
     "target infinite": (b"a,label\n1,0.5\n2,inf\n", {}, "the column 'label' is inf in row 2"),
     "dates": (b"a,label\n2020-01-01,0\n", {}, r"the column 'a' is date32\[day\]; expected numbers, truth values or text"),
     "not UTF-8": (b"a,label\n\xff,0\n", {}, "the column 'a' is binary; expected"),
-    "names are not UTF-8": (b"a\xff,label\n1,0\n", {}, "list of column names cannot be read"),
+    "names are not UTF-8": (b"a\xff,label\n1,0\n", {}, "the table cannot be read"),
     "ragged": (b"a,label\n1,0\n1,2,3\n", {}, "the table cannot be read.*Expected 2 columns, got 3"),
     "empty": (b"", {}, "the table cannot be read.*Empty CSV"),
-    "names alone": (b"a,label\n", {}, "the column 'a' is null; expected"),
+    "names alone": (b"a,label\n", {}, "has no rows"),
 }
 
 
