@@ -17,6 +17,7 @@ from federation.errors import DataError
 Real = TypeVar("Real", float, np.ndarray)
 
 _BLOCK = 1 << 13  # variates made at a time, so that intermediate results stay in the cache
+_KEYS = 1 << 16  # keys made at a time
 _LN2_HIGH = float.fromhex("0x1.62e42feep-1")  # its low bits are zero, so that k * _LN2_HIGH is exact for |k| < 2^20
 _LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 _LOG_4 = float.fromhex("0x1.62e42fefa39efp+0")
@@ -40,20 +41,22 @@ def shuffled(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def shuffled_by(rng: np.random.Generator, group: np.ndarray, num_groups: int,
-                items: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+                items: np.ndarray | None = None, only: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Bring items of the same group together, each group in random order.
 
     `group` holds 0 .. num_groups-1 for each of `items`, a permutation of 0 .. n-1 (in that order where None). Returns
     `order` (int64, the items) and `offsets` (int64[num_groups + 1]): group g has order[offsets[g]:offsets[g + 1]].
+    `only`, bool[num_groups], leaves the other groups empty; those named are as they would be without it.
     """
-    order = _sort_items(rng, len(group), items, group, num_groups)
+    order = _sort_items(rng, len(group), items, group, num_groups, only)
+    sizes = np.bincount(group, minlength=num_groups)
     offsets = np.zeros(num_groups + 1, np.int64)
-    np.cumsum(np.bincount(group, minlength=num_groups), out=offsets[1:])
+    np.cumsum(sizes if only is None else sizes * only, out=offsets[1:])
     return order, offsets
 
 
 def _sort_items(rng: np.random.Generator, count: int, items: np.ndarray | None = None,
-                group: np.ndarray | None = None, num_groups: int = 1) -> np.ndarray:
+                group: np.ndarray | None = None, num_groups: int = 1, only: np.ndarray | None = None) -> np.ndarray:
     # One 64-bit key an item: its group, random bits, the item. Sorting integers is several times faster than a
     # shuffle of that length, which misses the cache at each step.
     index_bits = max(count - 1, 0).bit_length()
@@ -61,12 +64,21 @@ def _sort_items(rng: np.random.Generator, count: int, items: np.ndarray | None =
     random_bits = 64 - group_bits - index_bits
     if random_bits < 8:
         raise DataError(f"{count} samples in {num_groups} groups are too many: at most 2^56 samples times groups")
-    keys = np.asarray(rng.bit_generator.random_raw(count), np.uint64)
-    keys >>= np.uint64(64 - random_bits)
-    keys <<= np.uint64(index_bits)
-    keys |= np.arange(count, dtype=np.uint64) if items is None else items.view(np.uint64)
-    if group is not None and group_bits:
-        keys |= group.astype(np.uint64) << np.uint64(64 - group_bits)
+    keys = np.empty(count, np.uint64)
+    filled = 0
+    for start in range(0, count, _KEYS):  # in pieces, which stay in the cache
+        part = slice(start, min(start + _KEYS, count))
+        made = np.asarray(rng.bit_generator.random_raw(part.stop - start), np.uint64)
+        made >>= np.uint64(64 - random_bits)
+        made <<= np.uint64(index_bits)
+        made |= np.arange(start, part.stop, dtype=np.uint64) if items is None else items[part].view(np.uint64)
+        if group is not None and group_bits:
+            made |= group[part].astype(np.uint64) << np.uint64(64 - group_bits)
+        if only is not None and group is not None:
+            made = made[only[group[part]]]
+        keys[filled : filled + len(made)] = made
+        filled += len(made)
+    keys = keys[:filled]
     keys.sort()
     keys &= np.uint64((1 << index_bits) - 1)
     return keys.view(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def fill_up(rng: np.random.Generator, owner: np.ndarray, num_clients: int, least
     if total == 0:
         return
     given = _surplus(sizes, least, total)
-    order, offsets = shuffled_by(rng, owner, num_clients)
+    order, offsets = shuffled_by(rng, owner, num_clients, only=given > 0)
     ends = np.repeat(offsets[1:] - offsets_of(given)[1:], given)
     owner[order[ends + np.arange(total)]] = np.repeat(np.arange(num_clients), missing)
 
@@ -94,6 +95,18 @@ def number(name: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not low <= value <= high:
         raise DataError(f"{name}: {value!r} is not a number from {low:g} to {high:g}")
     return float(value)
+
+
+def owners(counts: Iterable[np.ndarray], holders: np.ndarray, total: int) -> np.ndarray:
+    """The holder of each of `total` samples, int64: group after group, `counts` of each group (int64[holders]) for each of
+    `holders`, in order."""
+    owner = np.empty(total, np.int64)
+    filled = 0
+    for group in counts:
+        part = np.repeat(holders, group)
+        owner[filled : filled + len(part)] = part
+        filled += len(part)
+    return owner
 
 
 def listed(items: list[Any], limit: int = 20) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from federation.core.random import stream
 from federation.data.draws import dirichlet_rows, shuffled_by
 from federation.data.partition import Partition, classes_of
-from federation.data.partitioners.apportion import apportion, equal, fill_up, least_size, number
+from federation.data.partitioners.apportion import apportion, equal, fill_up, least_size, number, owners
 
 
 def dirichlet(labels: np.ndarray, num_clients: int, rng_seed: int, *, alpha: float = 0.5, min_size: int = 1,
@@ -36,7 +36,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, rng_seed: int, *, alpha: flo
         shares: Iterable[np.ndarray] = _balanced_counts(rng, totals, num_clients, alpha)
     else:
         shares = _counts(rng, totals, num_clients, alpha)
-    owner = np.concatenate([np.repeat(np.arange(num_clients), counts) for counts in shares])  # of those in `order`
+    owner = owners(shares, np.arange(num_clients), len(order))
     fill_up(rng, owner, num_clients, least)
     return Partition(*shuffled_by(rng, owner, num_clients, order))
 

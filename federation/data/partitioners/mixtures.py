@@ -9,7 +9,7 @@ import numpy as np
 from federation.core.random import stream
 from federation.data.draws import dirichlet_rows, exp, normals, shuffled, shuffled_by
 from federation.data.partition import Partition, classes_of
-from federation.data.partitioners.apportion import apportion, at_least, equal, least_size, number
+from federation.data.partitioners.apportion import apportion, at_least, equal, least_size, number, owners
 from federation.errors import DataError
 
 #: Entries of the tables of mixes that are made at a time.
@@ -97,7 +97,7 @@ def _taken(codes: np.ndarray, num_classes: int, sizes: np.ndarray, draw: Callabl
     counts = np.concatenate([_block(draw(mixes_rng, len(some)), sizes[some], stock)
                              for some in np.split(turns, range(block, len(turns), block))])
     order, _ = shuffled_by(rng, codes, num_classes)
-    owner = np.concatenate([np.repeat(turns, column) for column in counts.T])  # of the samples in `order`
+    owner = owners(np.ascontiguousarray(counts.T), turns, len(order))
     return Partition(*shuffled_by(rng, owner, len(sizes), order))
 
 
