@@ -16,7 +16,7 @@ from federation.errors import DataError
 
 #: Different texts of a column that become a feature each; names and the like have more.
 MOST_KINDS = 256
-#: Bytes of a Parquet file's columns that are read at a time: they may be wider than what becomes of them.
+#: Bytes of columns that are converted at a time.
 _GROUP = 1 << 26
 #: Bytes of a CSV file that tell the types of its columns.
 _CSV_BLOCK = 1 << 24
@@ -60,8 +60,8 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
         for name in table.column_names:
             values = _values(table, name, path)
             found[name] = _features(values, name, path) if name in features else values
-    del table  # as large as x
-    pyarrow.default_memory_pool().release_unused()
+        del table, values
+        pyarrow.default_memory_pool().release_unused()
     x = np.concatenate([found.pop(name) for name in features], axis=1)
     y = found[target]
     return Content(Samples(x, y if y.dtype.kind in "iuf" else _numbered(y), {name: _numbered(found[name]) for name in columns}))
@@ -90,15 +90,19 @@ def _arrow_damage(path: Path) -> Iterator[None]:
             raise ValueError(error) from error
 
 
+def _groups(names: list[str], num_rows: int) -> Iterator[list[str]]:
+    step = max(_GROUP // max(8 * num_rows, 1), 1)
+    for start in range(0, len(names), step):
+        yield names[start : start + step]
+
+
 def _parquet(path: Path, wanted: list[str]) -> Iterator[Any]:
     """The wanted columns, a few in each table."""
     pyarrow = _pyarrow(path)
     with _arrow_damage(path):
         file = pyarrow.parquet.ParquetFile(path)
     with file:
-        step = max(_GROUP // max(8 * file.metadata.num_rows, 1), 1)
-        for start in range(0, len(wanted), step):
-            names = wanted[start : start + step]
+        for names in _groups(wanted, file.metadata.num_rows):
             with _arrow_damage(path):
                 table = file.read(columns=names).select(names)
             yield table
@@ -112,7 +116,7 @@ def _csv_schema(path: Path) -> Any:
 
 
 def _csv(path: Path, wanted: list[str], schema: Any, features: list[str]) -> Iterator[Any]:
-    """The wanted columns in one table, features that are numbers as float32.
+    """The wanted columns, a few in each table, features that are numbers as float32.
 
     With types that are known beforehand pyarrow need not keep the text of the whole file. Where a later value is of
     another type than those at the beginning, whole numbers become real ones, and what is no number becomes text.
@@ -135,7 +139,9 @@ def _csv(path: Path, wanted: list[str], schema: Any, features: list[str]) -> Ite
                     raise
                 is_whole = pyarrow.types.is_integer(types[changed])
                 types[changed] = pyarrow.float64() if is_whole else pyarrow.string()
-    yield table
+    for names in _groups(wanted, table.num_rows):
+        group, table = table.select(names), table.drop_columns(names)
+        yield group
 
 
 def _values(table: Any, name: str, path: Path) -> np.ndarray:

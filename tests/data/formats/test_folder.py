@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federation.data.formats.folder import read_folder
 from federation.errors import DataError
+from tests.data.formats.reading import content_or_error
 
 X = np.random.default_rng(0).integers(0, 256, (6, 2, 3), dtype=np.uint8)
 Y = np.array([0, 1, 2, 0, 1, 2])
@@ -102,3 +105,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, case: str) -> None:
 def test_missing_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"{tmp_path}/gone is no folder; expected one with x\.npy and y\.npy"):
         read_folder(tmp_path / "gone")
+
+
+@settings(max_examples=400, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 163), st.integers(0, 255) | st.sampled_from(b"(){}[]'\\,:\n ")), max_size=4),
+       cut=st.integers(0, 700))
+def test_a_changed_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]],
+                                           cut: int) -> None:
+    folder = write(tmp_path_factory.getbasetemp() / "fuzzed-folder", y=Y)
+    content = bytearray(npy(X))
+    for at, value in changes:
+        content[at] = value
+    (folder / "x.npy").write_bytes(content[:cut] if cut % 4 == 0 else content)
+    content_or_error(read_folder, folder)
