@@ -121,6 +121,10 @@ def load_data(config: Config) -> DataManager:
     test_partition = None
     if data.partitioner == "natural" and not data.client_test_fraction:
         test_partition = clients_test_samples(dataset, partition, str(settings.get("column", "user")))
+        if test_partition is None and config.trainer_config.evaluate in ("clients", "both"):
+            raise ConfigError(f"trainer_config.evaluate: {config.trainer_config.evaluate} needs test data on the clients, and "
+                              f"{dataset.name} has none of its users: set data.client_test_fraction, such as 0.2, or "
+                              "evaluate: server")
     transforms = Transforms(dataset.input_shape, scale=dataset.scale, num_clients=config.num_clients, seed=seed,
                             **msgspec.structs.asdict(data.transforms))
     return DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,

@@ -111,7 +111,9 @@ def _clients(config: Config, sound: Sound) -> Iterator[Broken]:
 def _evaluation(config: Config, sound: Sound) -> Iterator[Broken]:
     where, share = "trainer_config.evaluate", "data.client_test_fraction"
     wanted = config.trainer_config.evaluate in ("clients", "both")
-    if wanted and config.data.enabled and config.data.client_test_fraction == 0 and sound(where, share, "data"):
+    has_own = config.data.partitioner == "natural"  # users may have test samples of their own
+    if wanted and config.data.enabled and not has_own and config.data.client_test_fraction == 0 \
+            and sound(where, share, "data"):
         yield where, (f"{config.trainer_config.evaluate} needs test data on the clients; set {share}, such as 0.2, or "
                       "evaluate: server")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federation.data.dataset import Dataset, check_samples, is_count
+from federation.data.dataset import SMALL, Dataset, check_samples, is_count
 from federation.data.formats.raw import Content, Samples
 from federation.data.rows import Rows, Store
 from federation.errors import DataError
@@ -17,8 +17,8 @@ from federation.errors import DataError
 class Checked:
     """Arrays by name (x_train, y_train, x_test, y_test, columns.NAME, test_columns.NAME) and what else is known.
 
-    x is float32 or uint8, y is int64 or float32, columns are int64. Without a test set of its own, a data set has no
-    array whose name contains "test".
+    x is float32 or of a type of SMALL, y is int64 or float32, columns are int64. Without a test set of its own, a data
+    set has no array whose name contains "test".
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -26,11 +26,11 @@ class Checked:
     scale: float
 
     def dataset(self, name: str, is_stored: bool) -> Dataset:
-        """The data set, all without a test set for training. Stored arrays, and bytes, are taken as they are."""
+        """The data set, all without a test set for training. Stored arrays, and SMALL ones, are taken as they are."""
         arrays = self.arrays
 
         def store(x: np.ndarray) -> Store:
-            return Rows(x) if is_stored or x.dtype == np.uint8 else x
+            return Rows(x) if is_stored or x.dtype in SMALL else x
 
         x, y = store(arrays["x_train"]), arrays["y_train"]
         x_test = arrays.get("x_test", arrays["x_train"][:0])
@@ -65,7 +65,7 @@ def check(content: Content, name: str, *, task: str | None = None, num_classes: 
     arrays: dict[str, np.ndarray] = {}
     for part, samples in parts.items():
         x_name = f"{name}: {names[part][0]}"
-        x, y = check_samples(samples.x, samples.y, x_name, labels[part], is_regression, keep_bytes=True)
+        x, y = check_samples(samples.x, samples.y, x_name, labels[part], is_regression, keep_small=True)
         if part == "train" and len(x) == 0:
             raise DataError(f"{x_name} holds no samples; expected at least one")
         arrays |= {f"x_{part}": x, f"y_{part}": y, **_columns(samples, part, len(y), name)}

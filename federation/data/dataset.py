@@ -19,14 +19,16 @@ from federation.errors import DataError
 
 #: The parts of a data set.
 PARTS = ("train", "test", "validation")
+#: Types of samples that are stored as they are, and become float32 when a client's turn comes.
+SMALL = (np.dtype(np.uint8), np.dtype(np.uint16))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training, test and validation samples.
 
-    `x_...`: float32[n, ...], finite; or Rows of a stored array (float32 or uint8), which was checked when it was stored.
-    A client sees x * `scale` as float32. `y_...`: int64[n], labels 0 .. num_classes-1, or float32[n] regression
+    `x_...`: float32[n, ...], finite; or Rows of a stored array (float32, or a type of SMALL), which was checked when it
+    was stored. A client sees x * `scale` as float32. `y_...`: int64[n], labels 0 .. num_classes-1, or float32[n] regression
     targets where `num_classes` is None. Arrays of other real dtypes are converted. All are C-ordered, 64-byte aligned
     and read-only; an array that was given so is kept, others are copied. There is at least one training sample; the
     test set may be empty, and so is the validation set unless it is given.
@@ -137,11 +139,11 @@ def _stratified(totals: np.ndarray, wanted: int) -> np.ndarray:
 
 
 def check_samples(x: object, y: object, x_name: str, y_name: str, regression: bool, *,
-                  keep_bytes: bool = False) -> tuple[Any, np.ndarray]:
+                  keep_small: bool = False) -> tuple[Any, np.ndarray]:
     """`x` as float32[n, ...] and `y` as int64[n] (or float32[n] if `regression`), C-ordered and aligned.
 
-    Rows stay Rows, and with `keep_bytes` uint8 stays uint8. Raises DataError, beginning with the array's name and saying
-    what was expected.
+    Rows stay Rows, and with `keep_small` types of SMALL stay as they are. Raises DataError, beginning with the array's
+    name and saying what was expected.
     """
     inputs, targets = x if isinstance(x, Rows) else _real(x, x_name), _real(y, y_name)
     if len(inputs.shape) < 2:
@@ -155,8 +157,10 @@ def check_samples(x: object, y: object, x_name: str, y_name: str, regression: bo
         raise DataError(f"{x_name} holds {len(inputs)} samples, but {y_name} {len(targets)}; expected as many")
     if isinstance(inputs, Rows):
         samples: Any = inputs
+    elif keep_small and inputs.dtype in SMALL:
+        samples = aligned(inputs, inputs.dtype)
     else:
-        samples = aligned(inputs, np.uint8) if keep_bytes and inputs.dtype == np.uint8 else _finite(inputs, x_name)
+        samples = _finite(inputs, x_name)
     if regression:
         return samples, _finite(targets, y_name)
     if targets.dtype.kind == "f":

@@ -155,12 +155,15 @@ def test_stackoverflow_counts_words_where_no_list_is_given(tmp_path: Path) -> No
         with h5py.File(folder / f"stackoverflow_{part}.h5", "w") as file:
             file.create_dataset("examples/00001/tokens", data=[text.encode() for text in sentences],
                                 dtype=h5py.string_dtype())
-    config = {"vocabulary_size": 2, "length": 4}
+    config = {"vocabulary_size": 2, "length": 4, "stride": 4}
     dataset = load_dataset("stackoverflow", root=str(tmp_path), config=config)
     # b 1, a 2 (3 and 2 times), any other 3, begin 4, end 5; padding 0 in front
     np.testing.assert_array_equal(dataset.x_train, [[4, 1, 2, 1], [4, 2, 1, 3]])
     np.testing.assert_array_equal(dataset.x_test, [[0, 4, 3, 1]])
     assert (dataset.y_train.tolist(), dataset.num_classes) == ([5, 5], 6)
+    every = load_dataset("stackoverflow", root=str(tmp_path), config={"vocabulary_size": 2, "length": 4})
+    np.testing.assert_array_equal(np.asarray(every.x_test), [[0, 0, 0, 4], [0, 0, 4, 3], [0, 4, 3, 1]])
+    assert every.y_test.tolist() == [3, 1, 5]
     (folder / "stackoverflow.word_count").write_text("c 10\na 9\nb 1\n")
     dataset = load_dataset("stackoverflow", root=str(tmp_path), config=config)
     np.testing.assert_array_equal(dataset.x_train, [[4, 3, 2, 3], [4, 2, 3, 1]])

@@ -78,21 +78,21 @@ def federated_cifar100(request: Request, *, max_users: int | None = None) -> Dat
 
 
 def federated_shakespeare(request: Request, *, max_users: int | None = None, length: int = 80,
-                          stride: int | None = None) -> DataProvider:
+                          stride: int = 1) -> DataProvider:
     """TensorFlow Federated's Shakespeare: `length` characters and the next one, of 90, 715 users.
 
-    A sample begins every `stride` characters, by default where the one before ends.
+    A sample ends every `stride` characters.
     """
     read = partial(tff.read_shakespeare, length=length, stride=stride, max_users=max_users)
     return _tff(request, "shakespeare", {"max_users": max_users, "length": length, "stride": stride}, read)
 
 
 def stackoverflow(request: Request, *, max_users: int | None = None, vocabulary_size: int = 10_000,
-                  length: int = 20, stride: int | None = None) -> DataProvider:
+                  length: int = 20, stride: int = 1) -> DataProvider:
     """TensorFlow Federated's Stack Overflow: `length` words and the next one, 342,477 users.
 
-    A sample begins every `stride` words, by default where the one before ends. Words are the most frequent of the file
-    stackoverflow.word_count where that is there, else of the training sentences of the users that are read.
+    A sample ends every `stride` words; with 1 there are more than 10^9, so take `max_users`. Words are the most frequent of
+    the file stackoverflow.word_count where that is there, else of the training sentences of the users that are read.
     """
     found = _find(request, ("stackoverflow.word_count",))
     words = [path for path in found if path.is_file()]
