@@ -18,7 +18,7 @@ import numpy as np
 
 from federation.core.random import stream
 from federation.data.draws import uniforms
-from federation.data.sampling import check_cohort_size, draw_cohort
+from federation.data.sampling import Pool, check_cohort_size, draw_cohort, pool_of
 from federation.errors import ConfigError, DataError
 
 HEADER = ["client", "start", "end"]
@@ -44,7 +44,8 @@ class AvailableSampler:
     availability: Availability
     round_length: float = 1.0
 
-    def __call__(self, seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+    def __call__(self, seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int) -> np.ndarray:
+        sizes = pool_of(clients).sizes
         check_cohort_size(len(sizes), cohort_size, int(np.count_nonzero(sizes)))
         available = self.availability.at(seed, (round - 1) * self.round_length, len(sizes)) & (sizes > 0)
         eligible = np.flatnonzero(available)

@@ -1,8 +1,8 @@
 """The cohort of a round: how many clients, and which.
 
-A sampler is a function `f(seed, round, sizes, cohort_size) -> indices` in the table SAMPLERS, or the one of
-`federation.data.availability`, which needs settings. `sizes` (int64[num_clients]) are the clients' samples; clients
-without any are never drawn. The indices are distinct, sorted, int64, and a function of the arguments alone: round 7 can
+A sampler is a function `f(seed, round, clients, cohort_size) -> indices` in the table SAMPLERS, or the one of
+`federation.data.availability`, which needs settings. `clients` is a Pool, or the clients' samples, int64[num_clients];
+those without any are never drawn. The indices are distinct, sorted, int64, and a function of the arguments alone: round 7 can
 be drawn without those before it, with the same result on every platform. Where fewer than `cohort_size` clients can be
 drawn, all those are the cohort. All raise ConfigError for a cohort larger than the number of clients or below 1, and
 where nobody has samples.
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -23,7 +23,36 @@ from federation.core.random import stream
 from federation.data.draws import below, log, shuffled, uniforms
 from federation.errors import ConfigError
 
-Sampler = Callable[[int, int, np.ndarray, int], np.ndarray]
+
+class Pool:
+    """The clients to draw from: what samplers know of all of them, found once and not in each round.
+
+    `sizes`: samples of each client, int64[num_clients]; borrowed, not to be changed.
+    """
+
+    def __init__(self, sizes: np.ndarray) -> None:
+        self.sizes = sizes
+
+    @cached_property
+    def eligible(self) -> np.ndarray | None:
+        """Clients with samples, rising; None where that is all of them."""
+        return None if self.sizes.all() else np.flatnonzero(self.sizes)
+
+    @cached_property
+    def num_eligible(self) -> int:
+        return len(self.sizes) if self.eligible is None else len(self.eligible)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Running sums of `sizes`, float64: one addition after the other, the same everywhere."""
+        return np.cumsum(self.sizes, dtype=np.float64)
+
+    def named(self, places: np.ndarray) -> np.ndarray:
+        """The clients at these places among those with samples."""
+        return places if self.eligible is None else self.eligible[places]
+
+
+Sampler = Callable[[int, int, np.ndarray | Pool, int], np.ndarray]
 
 
 def cohort_size_of(fraction: float | Decimal | Fraction, num_clients: int) -> int:
@@ -78,46 +107,50 @@ def draw_cohort(seed: int, round: int, num_clients: int, cohort_size: int,
     return np.sort(chosen if eligible is None else np.asarray(eligible, np.int64)[chosen])
 
 
-def uniform(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
-    """Every cohort is equally likely."""
-    return draw_cohort(seed, round, len(sizes), cohort_size, None if sizes.all() else np.flatnonzero(sizes))
+def uniform(seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int) -> np.ndarray:
+    """Every cohort is equally likely. Time is O(cohort_size)."""
+    pool = pool_of(clients)
+    return draw_cohort(seed, round, len(pool.sizes), cohort_size, pool.eligible)
 
 
-def weighted(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+def weighted(seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int) -> np.ndarray:
     """Clients one after the other, each with probability proportional to its samples, among those that are left.
 
     Draws with replacement are taken in their order, repeats passed over; that is the distribution wanted. Where few
     clients have most samples it may take for ever, so after 2 cohort_size draws the rest of the cohort are the clients
     with the smallest E_k / n_k, E_k exponential variates (Efraimidis and Spirakis, "Weighted random sampling with a
-    reservoir", 2006): the same distribution, for O(num_clients) logarithms. Time is O(num_clients) additions else.
+    reservoir", 2006): the same distribution, for O(num_clients) logarithms. Time is O(cohort_size log num_clients) else.
     """
-    eligible = np.flatnonzero(sizes)
-    check_cohort_size(len(sizes), cohort_size, len(eligible))
-    if cohort_size >= len(eligible):
-        return eligible
+    pool = pool_of(clients)
+    check_cohort_size(len(pool.sizes), cohort_size, pool.num_eligible)
+    if cohort_size >= pool.num_eligible:
+        return pool.named(np.arange(pool.num_eligible))
     rng = stream(seed, "cohort", round)
-    ends = np.cumsum(sizes, dtype=np.float64)  # one addition after the other: the same sums everywhere
-    drawn = np.searchsorted(ends, uniforms(rng, 2 * cohort_size) * ends[-1], side="right")
+    drawn = np.searchsorted(pool.ends, uniforms(rng, 2 * cohort_size) * pool.ends[-1], side="right")
     _, first = np.unique(drawn, return_index=True)
     chosen = drawn[np.sort(first)[:cohort_size]]
     if len(chosen) < cohort_size:
-        rest = np.setdiff1d(eligible, chosen, assume_unique=True)
-        keys = -log(uniforms(rng, len(rest))) / sizes[rest]
+        rest = np.setdiff1d(pool.named(np.arange(pool.num_eligible)), chosen, assume_unique=True)
+        keys = -log(uniforms(rng, len(rest))) / pool.sizes[rest]
         chosen = np.concatenate([chosen, rest[np.argsort(keys, kind="stable")[: cohort_size - len(chosen)]]])
     return np.sort(chosen)
 
 
-def round_robin(seed: int, round: int, sizes: np.ndarray, cohort_size: int) -> np.ndarray:
+def round_robin(seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int) -> np.ndarray:
     """Clients in turn, in an order that is shuffled once: nobody is drawn again before everybody else has been.
 
     Round r (from 1) takes the places from (r - 1) * cohort_size on, and begins again after the last. The order, 8 bytes
     a client, is kept from round to round.
     """
-    eligible = np.flatnonzero(sizes)
-    check_cohort_size(len(sizes), cohort_size, len(eligible))
-    size = min(cohort_size, len(eligible))
-    places = ((round - 1) * size % len(eligible) + np.arange(size)) % len(eligible)
-    return np.sort(eligible[_turns(seed, len(eligible))[places]])
+    pool = pool_of(clients)
+    check_cohort_size(len(pool.sizes), cohort_size, pool.num_eligible)
+    size = min(cohort_size, pool.num_eligible)
+    places = ((round - 1) * size % pool.num_eligible + np.arange(size)) % pool.num_eligible
+    return np.sort(pool.named(_turns(seed, pool.num_eligible)[places]))
+
+
+def pool_of(clients: np.ndarray | Pool) -> Pool:
+    return clients if isinstance(clients, Pool) else Pool(clients)
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federation.data.sampling import Sampler
+from federation.data.sampling import Pool, Sampler
 from federation.errors import FederationError
 
 
@@ -31,6 +31,7 @@ class ClientTable:
         self._sizes = np.empty(0, np.int64) if sizes is None else sizes
         self._own: dict[str, ClientProxy] = {}
         self._order: list[str] = []
+        self._pool: Pool | None = None
 
     def __len__(self) -> int:
         return len(self._order) or len(self._sizes)
@@ -42,7 +43,9 @@ class ClientTable:
 
     def draw(self, sampler: Sampler, seed: int, round: int, count: int) -> list[ClientProxy]:
         """`count` clients for round `round`, in table order; fewer where `sampler` finds no more that it may draw."""
-        return [self[index] for index in sampler(seed, round, self.sizes, count).tolist()]
+        if self._pool is None:
+            self._pool = Pool(self.sizes)
+        return [self[index] for index in sampler(seed, round, self._pool, count).tolist()]
 
     def add(self, client: ClientProxy) -> None:
         """A rank brings a client of its own; its name must be new."""
@@ -53,11 +56,13 @@ class ClientTable:
                                   f"{len(self._sizes)} clients: use one or the other")
         self._own[client.client_id] = client
         self._order = sorted(self._own, key=natural)
+        self._pool = None
 
     def remove_rank(self, rank: int) -> None:
         """The clients that `rank` brought are gone."""
         self._own = {name: client for name, client in self._own.items() if client.rank != rank}
         self._order = sorted(self._own, key=natural)
+        self._pool = None
 
     @property
     def sizes(self) -> np.ndarray:
