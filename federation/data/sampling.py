@@ -126,7 +126,10 @@ def weighted(seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int
     if cohort_size >= pool.num_eligible:
         return pool.named(np.arange(pool.num_eligible))
     rng = stream(seed, "cohort", round)
-    drawn = np.searchsorted(pool.ends, uniforms(rng, 2 * cohort_size) * pool.ends[-1], side="right")
+    targets = uniforms(rng, 2 * cohort_size) * pool.ends[-1]
+    rising = np.argsort(targets)  # neighbours are found in the same part of the cache
+    drawn = np.empty(len(targets), np.int64)
+    drawn[rising] = np.searchsorted(pool.ends, targets[rising], side="right")
     _, first = np.unique(drawn, return_index=True)
     chosen = drawn[np.sort(first)[:cohort_size]]
     if len(chosen) < cohort_size:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from federation.data.sampling import Pool, Sampler
 from federation.errors import FederationError
 
 
-@dataclass(frozen=True)
-class ClientProxy:
+class ClientProxy(msgspec.Struct, frozen=True):
     """One client, seen from the server. `rank` is where it lives; None for a client that any rank can host."""
 
     client_id: str
