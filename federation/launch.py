@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any, NoReturn
 
 from federation.command_line import parse, resolve_options
@@ -74,16 +75,26 @@ def _run_serial(config: Config, resume: str | None, quiet: bool) -> Any:
 
 
 def _run_parallel(config: Config, resume: str | None, quiet: bool) -> Any:
+    from federation.restart import Restarts
+    from federation.session import Stopped
     from node_comm import processes
 
     workers = config.num_workers or available_cores()
     _set_threads(config, workers)
+    restarts = Restarts(Path(config.output_dir))
 
-    async def lead() -> Any:
-        async with processes.World(workers + 1, work, (config.to_dict(),)) as transport:
+    async def lead(world: processes.World, resume: str | None) -> Any:
+        async with world as transport:
             return await _lead(config, "parallel", transport, resume, quiet)
 
-    return asyncio.run(lead())
+    while True:
+        world = processes.World(workers + 1, work, (config.to_dict(),))
+        try:
+            return asyncio.run(lead(world, resume))
+        except (CommError, FederationError) as error:
+            if isinstance(error, Stopped) or not restarts.allow(world.failure):
+                raise
+        resume = "auto"
 
 
 async def work(transport: Transport, settings: Mapping[str, Any]) -> None:

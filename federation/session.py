@@ -23,10 +23,12 @@ from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import make_tracker
 from federation.infra.walltime import OutOfTime, WallTime, seconds_left
-from node_comm import Transport
+from node_comm import CommError, Transport
 
 logger = logging.getLogger(__name__)
 
+#: Seconds that a signal waits for a round that counts already to be recorded.
+PATIENCE = 5.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -191,7 +193,10 @@ class Session:
 
     @staticmethod
     def _last_checkpoint(trainer: Trainer, recorder: Recorder) -> Path | None:
-        return recorder.checkpoint_now(trainer.snapshot()) if isinstance(trainer, Resumable) else None
+        """One of the round that was recorded last; where a later one has begun to count already, that which is written."""
+        if not isinstance(trainer, Resumable):
+            return None
+        return recorder.checkpoint_now(trainer.snapshot() if _is_recorded(trainer, recorder) else None)
 
     async def _run_or_stop(self, trainer: Trainer, recorder: Recorder) -> None:
         loop = asyncio.get_running_loop()
@@ -211,7 +216,13 @@ class Session:
                     await running
                 except OutOfTime as end:
                     raise Stopped(str(end), recorder.checkpoint_now(None)) from None
+                except CommError:
+                    if not stop.done():
+                        raise
+                    # The signal went to all processes of the job, and the others have died of it.
+                    raise Stopped(stop.result().name, self._last_checkpoint(trainer, recorder)) from None
                 return
+            await _until_recorded(trainer, recorder, running)
             trainer.server.host.stopping.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -220,6 +231,18 @@ class Session:
             running.cancel()
             for received in handled:
                 loop.remove_signal_handler(received)
+
+
+def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:
+    return bool(trainer.round == recorder.last.get("round", 0))
+
+
+async def _until_recorded(trainer: Trainer, recorder: Recorder, running: asyncio.Future[None]) -> None:
+    """Let a round whose weights count already be evaluated and recorded: after a resume, that is not made up for."""
+    limit = time.monotonic() + PATIENCE
+    while isinstance(trainer, Resumable) and not _is_recorded(trainer, recorder) and not running.done() \
+            and time.monotonic() < limit:
+        await asyncio.sleep(0.01)
 
 
 def _changed(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

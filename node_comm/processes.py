@@ -113,6 +113,11 @@ class World:
             raise
         return self._transport
 
+    @property
+    def failure(self) -> CommError | None:
+        """What ended the world before its time; None where nothing did."""
+        return None if self._failure is None else self._failure()
+
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
         """Wait for the children, end those that do not come to an end, reap all."""

@@ -98,7 +98,8 @@ class Cluster:
         self._daemon("slurmctld", "-D", "-c")
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node)
-        self.wait_until(lambda: self.command("sinfo", "-h", "-p", "main", "-o", "%T:%D", check=False) == "idle:3", "three idle nodes")
+        self.wait_until(lambda: self.command("sinfo", "-h", "-p", "main", "-o", "%T:%D", check=False) == "idle:3",
+                        "three idle nodes")
 
     def stop(self) -> None:
         """Cancel all jobs, end the daemons, and whatever their jobs have left running."""
@@ -169,7 +170,8 @@ class Cluster:
         limit = time.monotonic() + seconds
         while not is_so():
             dead = {name: daemon.returncode for name, daemon in self.daemons.items() if daemon.poll() is not None}
-            assert not dead and time.monotonic() < limit, f"waited for {what}; ended daemons: {dead}\n{self._logs()}"
+            is_late = bool(dead) or time.monotonic() >= limit
+            assert not is_late, f"waited for {what}; ended daemons: {dead}\n{self._logs()}"
             time.sleep(0.1)
 
     def _daemon(self, program: str, *options: str) -> None:

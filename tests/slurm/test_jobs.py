@@ -124,7 +124,8 @@ def test_a_preempted_job_goes_on(cluster, submit, tmp_path, expected, how):
     if how == "scontrol requeue":
         cluster.command("scontrol", "requeue", str(job.number))
     else:
-        other = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 1", "--output=/dev/null", cwd=tmp_path)
+        other = cluster.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 1", "--output=/dev/null",
+                               cwd=tmp_path)
         cluster.wait_for(other, "COMPLETED")
     assert job.finish()["Restarts"] == "1"
     assert resumed_after(job.log) >= 2
@@ -181,8 +182,9 @@ def test_a_bad_configuration_is_not_started_again(cluster, submit):
 def test_a_sweep(cluster, submit, tmp_path):
     """An array of two, of which one is warned: each comes to the result of its own settings."""
     common = ["trainer_config.max_rounds=60", "components.model=model.numpy.linear", "num_clients=10", "tracker=none"]
-    array = submit("sweep.sh", "--array=0,4", "--ntasks-per-node=3", settings=common).number
-    folders = {0: tmp_path / "runs" / f"sweep-{array}" / "seed-0-rate-0.05", 4: tmp_path / "runs" / f"sweep-{array}" / "seed-1-rate-0.1"}
+    array = submit("sweep.sh", "--array=0,4", "--ntasks-per-node=2", settings=common).number
+    sweep = tmp_path / "runs" / f"sweep-{array}"
+    folders = {0: sweep / "seed-0-rate-0.05", 4: sweep / "seed-1-rate-0.1"}
     wait_for_rows(folders[4], 2)
     cluster.command("scancel", "--signal=USR1", "--batch", f"{array}_4")
     restarts = {task: cluster.wait_for(f"{array}_{task}", "COMPLETED")["Restarts"] for task in folders}

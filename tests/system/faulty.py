@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -52,6 +53,8 @@ class Faulty(Learner):
                 case "exit":
                     print("the process leaves", file=sys.stderr, flush=True)
                     os._exit(7)
+                case "segfault":
+                    os.kill(os.getpid(), signal.SIGSEGV)
                 case "hang":
                     time.sleep(600)
         return TrainResult([array.astype(np.float32) if self.fault != "float64" else array for array in weights], count,
