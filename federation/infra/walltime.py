@@ -81,6 +81,8 @@ def seconds_left(environ: Mapping[str, str], ask: Callable[[str], str] | None = 
     job = environ.get("SLURM_JOB_ID", "")
     if not job:
         return None
+    if "SLURM_ARRAY_TASK_ID" in environ:  # the last task of an array has the number of the whole array
+        job = f"{environ.get('SLURM_ARRAY_JOB_ID', job)}_{environ['SLURM_ARRAY_TASK_ID']}"
     left: float | None
     end = environ.get("SLURM_JOB_END_TIME", "")
     if end.isdecimal():

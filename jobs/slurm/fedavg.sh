@@ -58,6 +58,8 @@ while [ "$signalled" = yes ]; do
     wait "$run" || status=$?
 done
 if [ "$status" -eq 75 ]; then
-    scontrol requeue "$SLURM_JOB_ID" || echo "to go on: submit again with OUTPUT=$OUTPUT" >&2
+    # Of an array, this task alone: the last one has the number of the whole array.
+    job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+    scontrol requeue "$job" || echo "to go on: submit again with OUTPUT=$OUTPUT" >&2
 fi
 exit "$status"

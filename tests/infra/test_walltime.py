@@ -110,6 +110,14 @@ def test_the_time_left_by_squeue():
     assert asked == ["7"]
 
 
+def test_a_task_of_an_array_asks_for_itself():
+    """The last task has the number of the whole array, for which squeue gives a line for each task."""
+    asked = []
+    environ = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"}
+    assert seconds_left(environ, lambda job: asked.append(job) or "2:00") == 120
+    assert asked == ["7_4"]
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("no squeue"), subprocess.TimeoutExpired("squeue", 10),
                                    subprocess.CalledProcessError(1, "squeue"), None])
 def test_no_answer_is_said_and_limits_nothing(error, caplog):

@@ -196,16 +196,16 @@ def test_a_sweep(cluster, submit, tmp_path):
 
 
 def test_ranks_and_gpus(cluster, submit, tmp_path):
-    """S-HPC-05: each rank, the server's too, trains, and sees the GPUs that Slurm gave to its node, as Slurm wrote them.
+    """S-HPC-05: each rank, the server's too, trains, and is told of the GPUs that its node has.
 
-    The cluster's GPUs are empty files, so the ranks are told to compute on the CPU.
+    The cluster's GPUs are empty files: the ranks compute on the CPU, and Slurm sets no CUDA_VISIBLE_DEVICES.
     """
     common = ["trainer_config.max_rounds=60", "components.model=model.numpy.linear", "num_clients=10", "tracker=none"]
     job = submit("fedavg_gpu.sh", *SHAPE, "--gpus-per-node=2", "--cpus-per-task=1", settings=common, DEVICE="cpu")
     wait_for_rows(job.folder, 1)
     for number in range(6):
         environment = Path(f"/proc/{rank(cluster, number)}/environ").read_bytes().split(b"\0")
-        assert b"CUDA_VISIBLE_DEVICES=0,1" in environment
+        assert b"SLURM_GPUS_ON_NODE=2" in environment
     job.finish()
     alone = in_one_process(tmp_path / "alone", [*common, "learner_config.device=cpu", "trainer_config.server_hosts_clients=true"])
     assert job.result == alone
