@@ -52,12 +52,12 @@ def test_killed_workers_are_replaced(launch, tmp_path):
     reference = launch(mode="serial", settings=SETTINGS)
     draws = random.Random(11)
     said = 0
-    for attempt in range(5):
+    for attempt in range(3):
         run = run_killing(tmp_path / f"killed{attempt}", [draws.uniform(0.2, 2.5) for _ in range(3)], SETTINGS)
         assert run.status == 0, run.stderr
         assert run.result == reference.result
         said += run.stderr.count("was killed by SIGKILL: starting new workers, to go on after round")
-    assert said >= 5, "the kills did not meet the runs"
+    assert said >= 3, "the kills did not meet the runs"
 
 
 def test_what_clients_keep_survives_with_the_checkpoint(launch, tmp_path):
