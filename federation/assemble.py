@@ -22,7 +22,7 @@ from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
 from federation.data.cache import cache_folder
-from federation.data.load import clients_test_samples, load_dataset, load_partition
+from federation.data.load import clients_test_samples, column_of, load_dataset, load_partition
 from federation.data.manager import DataManager
 from federation.data.sampling import cohort_size_of
 from federation.data.transforms import Transforms
@@ -119,8 +119,9 @@ def load_data(config: Config) -> DataManager:
     settings = revealed(data.partitioner_config)
     partition = load_partition(data.partitioner, dataset, config.num_clients, seed=seed, config=settings, cache=cache)
     test_partition = None
-    if data.partitioner == "natural" and not data.client_test_fraction:
-        test_partition = clients_test_samples(dataset, partition, str(settings.get("column", "user")))
+    column = column_of(data.partitioner, settings)
+    if column is not None and not data.client_test_fraction:
+        test_partition = clients_test_samples(dataset, partition, column)
         if test_partition is None and config.trainer_config.evaluate in ("clients", "both"):
             raise ConfigError(f"trainer_config.evaluate: {config.trainer_config.evaluate} needs test data on the clients, and "
                               f"{dataset.name} has none of its users: set data.client_test_fraction, such as 0.2, or "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federation.data.dataset import SMALL, Dataset, check_samples, is_count
+from federation.data.dataset import SMALL, Dataset, check_column, check_samples, is_count
 from federation.data.formats.raw import Content, Samples
 from federation.data.rows import Rows, Store
 from federation.errors import DataError
@@ -83,13 +83,12 @@ def _num_classes(labels: Mapping[str, np.ndarray], num_classes: int | None) -> i
 
 
 def _columns(samples: Samples, part: str, count: int, name: str) -> dict[str, np.ndarray]:
+    prefix = "columns" if part == "train" else "test_columns"
     found = {}
     for key, values in samples.columns.items():
         column = np.asarray(values)
-        if column.dtype.kind not in "biu" or column.shape != (count,):
-            raise DataError(f"{name}: the column {key!r} is {column.dtype}{list(column.shape)}; expected an integer for "
-                            f"each of {count} samples")
-        found[f"{'columns' if part == 'train' else 'test_columns'}.{key}"] = column.astype(np.int64, copy=False)
+        numbers = column.astype(np.int64) if column.dtype.kind == "b" else column
+        found[f"{prefix}.{key}"] = check_column(numbers, count, f"{name}: the column {key!r}")
     return found
 
 

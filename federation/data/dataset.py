@@ -14,7 +14,7 @@ from federation.data.aligned import aligned, aligned_rows
 from federation.data.draws import shuffled, shuffled_by
 from federation.data.partition import classes_of
 from federation.data.rows import Rows, Store, chosen
-from federation.data.sampling import exact_fraction
+from federation.data.sampling import exact_share
 from federation.errors import DataError
 
 #: The parts of a data set.
@@ -65,8 +65,9 @@ class Dataset:
         if len(self.x_train) == 0:
             raise DataError(f"{self.name}: x_train holds no samples; expected at least one")
         for columns, count in (("columns", len(self.y_train)), ("test_columns", len(self.y_test))):
-            object.__setattr__(self, columns, {key: _column(values, count, f"{self.name}: {columns}[{key!r}]")
-                                               for key, values in getattr(self, columns).items()})
+            object.__setattr__(self, columns, {
+                key: _read_only(check_column(values, count, f"{self.name}: {columns}[{key!r}]"))
+                for key, values in getattr(self, columns).items()})
 
     def _check(self, part: str) -> None:
         x, y = check_samples(getattr(self, f"x_{part}"), getattr(self, f"y_{part}"), f"{self.name}: x_{part}",
@@ -95,9 +96,7 @@ class Dataset:
         Their number is the exact product, rounded, and leaves at least one for training. Each class gives its share,
         and keeps one sample for training where the others can give instead. Order is kept.
         """
-        exact = exact_fraction(fraction)
-        if exact is None or not 0 <= exact < 1:
-            raise DataError(f"{part}_fraction: {fraction!r} is not a number of at least 0 and below 1")
+        exact = exact_share(fraction, f"{part}_fraction")
         if exact == 0:
             return self
         is_apart = _drawn(self.y_train, exact, self.num_classes is not None, rng)
@@ -204,11 +203,12 @@ def _finite(array: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def _column(values: object, count: int, name: str) -> np.ndarray:
+def check_column(values: object, count: int, name: str) -> np.ndarray:
+    """`values` as int64[count]; DataError, beginning with `name`, unless they are an integer for each of `count` samples."""
     column = np.asarray(values)
     if column.dtype.kind not in "iu" or column.shape != (count,):
         raise DataError(f"{name} is {column.dtype}{list(column.shape)}; expected an integer for each of {count} samples")
-    return _read_only(column.astype(np.int64, copy=False))
+    return column.astype(np.int64, copy=False)
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from federation.data.cache import ArrayCache
 from federation.data.dataset import Dataset
 from federation.data.partition import Partition
 from federation.data.partitioner import PARTITIONERS
+from federation.data.partitioners.apportion import offsets_of
 from federation.data.provider import DataProvider, Request
 from federation.data.sources import find_source, refusal
 from federation.errors import DataError
@@ -56,7 +57,7 @@ def load_dataset(name: str, *, root: str | None = None, seed: int = 0, test_frac
     dataset, has_test = provider.dataset(None if cache is None else ArrayCache(cache))
     if not has_test:
         dataset = dataset.set_apart("test", test_fraction, stream(seed, "test_split"))
-    if len(dataset.y_validation) == 0:  # type: ignore[arg-type]
+    if len(dataset.samples("validation")[1]) == 0:
         dataset = dataset.set_apart("validation", validation_fraction, stream(seed, "validation_split"))
     return dataset
 
@@ -105,9 +106,13 @@ def clients_test_samples(dataset: Dataset, partition: Partition, column: str) ->
     samples = np.flatnonzero(known[at] == users)
     clients = owners[first][at[samples]]
     order = samples[np.argsort(clients, kind="stable")]
-    offsets = np.zeros(partition.num_clients + 1, np.int64)
-    np.cumsum(np.bincount(clients, minlength=partition.num_clients), out=offsets[1:])
-    return Partition(order, offsets)
+    return Partition(order, offsets_of(np.bincount(clients, minlength=partition.num_clients)))
+
+
+def column_of(name: str, config: Mapping[str, Any]) -> str | None:
+    """The column that the partitioner `name`, with its settings `config`, goes by; None for one that goes by none."""
+    parameter = inspect.signature(PARTITIONERS[name]).parameters.get("column")
+    return None if parameter is None else str(config.get("column", parameter.default))
 
 
 def _sha256(array: np.ndarray) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -13,8 +12,8 @@ from federation.data.client_data import ClientData
 from federation.data.dataset import Dataset
 from federation.data.draws import shuffled
 from federation.data.partition import Partition
-from federation.data.rows import check_indices, take
-from federation.data.sampling import exact_fraction
+from federation.data.rows import take
+from federation.data.sampling import exact_share
 from federation.data.transforms import Transforms
 from federation.errors import DataError
 
@@ -43,12 +42,12 @@ class DataManager:
     def __init__(self, dataset: Dataset, partition: Partition, client_test_fraction: float = 0.0, seed: int = 0, *,
                  client_validation_fraction: float = 0.0, test_partition: Partition | None = None,
                  transforms: Transforms | None = None) -> None:
-        test = _fraction(client_test_fraction, "client_test_fraction")
-        validation = _fraction(client_validation_fraction, "client_validation_fraction")
+        test = exact_share(client_test_fraction, "client_test_fraction")
+        validation = exact_share(client_validation_fraction, "client_validation_fraction")
         if test + validation >= 1:
             raise DataError(f"client_test_fraction: {client_test_fraction} and client_validation_fraction: "
                             f"{client_validation_fraction} leave nothing to train on; their sum must be below 1")
-        check_indices(partition.order, len(dataset.y_train), f"the partition of {dataset.name}")
+        _check_indices(partition.order, len(dataset.y_train), f"the partition of {dataset.name}")
         if test_partition is not None:
             if test:
                 raise DataError(f"client_test_fraction: {client_test_fraction} must be 0 where the clients of "
@@ -56,7 +55,7 @@ class DataManager:
             if test_partition.num_clients != partition.num_clients:
                 raise DataError(f"the test partition has {test_partition.num_clients} clients; expected "
                                 f"{partition.num_clients}, as in the training partition")
-            check_indices(test_partition.order, len(dataset.y_test), f"the test partition of {dataset.name}")
+            _check_indices(test_partition.order, len(dataset.y_test), f"the test partition of {dataset.name}")
         self.dataset = dataset
         self.partition = partition
         self.test_partition = test_partition
@@ -138,8 +137,7 @@ class DataManager:
         return self.shard("test", index, shard_size)
 
 
-def _fraction(value: object, name: str) -> Fraction:
-    fraction = exact_fraction(value)
-    if fraction is None or not 0 <= fraction < 1:
-        raise DataError(f"{name}: {value!r} is not a number of at least 0 and below 1")
-    return fraction
+def _check_indices(indices: np.ndarray, count: int, what: str) -> None:
+    """Raise DataError, beginning with `what`, unless all `indices` are of 0 .. count-1."""
+    if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+        raise DataError(f"{what} names samples {indices.min()} to {indices.max()}; there are 0 to {count - 1}")

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from federation.data.aligned import aligned_rows
-from federation.errors import DataError
 
 
 class Rows:
@@ -59,9 +58,3 @@ def take(store: Store, indices: np.ndarray) -> np.ndarray:
 def chosen(store: Store, indices: np.ndarray) -> Store:
     """The rows `indices` (all within range) of `store`: a copy where they are in memory."""
     return store.chosen(indices) if isinstance(store, Rows) else aligned_rows(store, indices)
-
-
-def check_indices(indices: np.ndarray, count: int, what: str) -> None:
-    """Raise DataError, beginning with `what`, unless all `indices` are of 0 .. count-1."""
-    if len(indices) and not 0 <= indices.min() <= indices.max() < count:
-        raise DataError(f"{what} names samples {indices.min()} to {indices.max()}; there are 0 to {count - 1}")

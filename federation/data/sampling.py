@@ -21,7 +21,7 @@ import numpy as np
 
 from federation.core.random import stream
 from federation.data.draws import below, log, shuffled, uniforms
-from federation.errors import ConfigError
+from federation.errors import ConfigError, DataError
 
 
 class Pool:
@@ -90,6 +90,14 @@ def exact_fraction(value: object) -> Fraction | None:
         return Fraction(str(value))
     except ValueError:  # nan, inf, complex
         return None
+
+
+def exact_share(value: object, name: str) -> Fraction:
+    """`value`, a share of samples of at least 0 and below 1, exactly; DataError, beginning with `name`, for others."""
+    share = exact_fraction(value)
+    if share is None or not 0 <= share < 1:
+        raise DataError(f"{name}: {value!r} is not a number of at least 0 and below 1")
+    return share
 
 
 def draw_cohort(seed: int, round: int, num_clients: int, cohort_size: int,

@@ -16,6 +16,7 @@ import msgspec
 
 from federation.core.aggregator import Needs, Weighting
 from federation.core.columns import Kernel
+from federation.data.manager import Part
 from node_comm.message import Message
 
 
@@ -194,7 +195,7 @@ class Evaluate(Message, frozen=True):
     round: int
     shards: list[int]
     clients: list[str]
-    part: Literal["test", "validation"] = "test"
+    part: Part = "test"
 
 
 class EvaluateReport(Message, frozen=True):

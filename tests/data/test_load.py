@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tracemalloc
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_a_large_partition_is_stored_and_shared(tmp_path: Path, monkeypatch: pyt
         raise AssertionError("made again")
 
     real = PARTITIONERS["dirichlet"]
-    never.__signature__ = __import__("inspect").signature(real)  # type: ignore[attr-defined]
+    never.__signature__ = inspect.signature(real)  # type: ignore[attr-defined]
     with monkeypatch.context() as patch:
         patch.setattr(load, "PARTITIONERS", {"dirichlet": never})
         again = load_partition("dirichlet", dataset, 10, seed=4, config={"alpha": 0.3}, cache=tmp_path)

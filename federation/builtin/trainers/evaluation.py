@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from federation.config import TrainerConfig
 from federation.data.manager import Part
 from federation.node.proxy import ClientProxy
 from federation.node.server import ServerNode
 
-PARTS: tuple[Part, ...] = ("test", "validation")
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 def is_due(config: TrainerConfig, round: int) -> bool:

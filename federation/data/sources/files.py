@@ -27,7 +27,7 @@ def arrays(request: Request, *, task: str | None = None, num_classes: int | None
     return DataProvider(str(path), lambda: _content(read_arrays(path)), (path,), {"reader": "arrays"}, task, num_classes)
 
 
-def table(request: Request, *, target: str, columns: list[str] = [], drop: list[str] = [],  # noqa: B006 (never changed)
+def table(request: Request, *, target: str, columns: tuple[str, ...] = (), drop: tuple[str, ...] = (),
           task: str | None = None, num_classes: int | None = None) -> DataProvider:
     """A `.csv`, `.csv.gz` or `.parquet` file, see `formats.table.read_table`; `task` and `num_classes` as for arrays."""
     path = _file(request, "a table")

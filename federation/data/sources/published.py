@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -135,7 +135,7 @@ def _leaf(request: Request, *, num_classes: int | None = None, image_shape: tupl
 
 
 def _tff(request: Request, stem: str, facts: Mapping[str, object], read: Callable[[Path, Path], Content],
-         others: list[Path] = []) -> DataProvider:  # noqa: B006 (never changed)
+         others: Sequence[Path] = ()) -> DataProvider:
     train, test = (_existing(request, (f"{stem}_{part}.h5",), ("datasets",)) for part in ("train", "test"))
     return DataProvider(request.name, lambda: read(train, test), (train, test, *others), {"reader": "tff", **facts})
 
