@@ -8,12 +8,10 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from federation.config import Config, revealed
 from federation.core.aggregator import Aggregator
@@ -29,7 +27,7 @@ from federation.data.transforms import Transforms
 from federation.errors import ConfigError, RoundError
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
-from federation.node.host import ClientHost
+from federation.node.host import ClientHost, allocator
 from federation.node.server import ServerNode
 from federation.registry.registry import load_plugins, resolve
 from node_comm import Transport
@@ -61,7 +59,7 @@ class Parts:
     def make_host(self, transport: Transport, trains: bool = True) -> ClientHost:
         """The clients' host of one rank; its sums live in the transport's memory. One that `trains` has a learner."""
         learner = self.make_learner() if trains and self.data is not None else None
-        return ClientHost(learner, self.data, seed=self.config.seed, allocate=_allocator(transport),
+        return ClientHost(learner, self.data, seed=self.config.seed, allocate=allocator(transport),
                           aggregator=self.make_aggregator(), local_parameters=self.config.trainer_config.local_parameters)
 
     def make_aggregator(self) -> Aggregator:
@@ -78,7 +76,7 @@ class Parts:
     def make_client(self, transport: Transport) -> ClientNode:
         """Any other rank's node."""
         return ClientNode({"node_id": f"rank_{transport.rank}"}, transport=transport, host=self.make_host(transport),
-                          setup=setup(self.config))
+                          setup=setup(self.config), round_timeout=self.config.trainer_config.round_timeout)
 
     def make_trainer(self, server: ServerNode, recorder: Recorder) -> Trainer:
         """The trainer; of the services below, its constructor gets by name those that it asks for."""
@@ -146,7 +144,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _allocator(transport: Transport) -> Callable[[int], np.ndarray]:
-    return lambda nbytes: transport.allocate((nbytes,), np.dtype(np.uint8))

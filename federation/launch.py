@@ -14,14 +14,15 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NoReturn
 
+from federation.builtin.table import COMPONENTS
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
 from federation.errors import ConfigError, DataError, FederationError
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
+from federation.infra.watchdog import Watchdog
 from node_comm import CommError, Transport, launchers
 
 logger = logging.getLogger(__name__)
@@ -75,26 +76,25 @@ def _run_serial(config: Config, resume: str | None, quiet: bool) -> Any:
 
 
 def _run_parallel(config: Config, resume: str | None, quiet: bool) -> Any:
-    from federation.restart import Restarts
-    from federation.session import Stopped
     from node_comm import processes
 
     workers = config.num_workers or available_cores()
     _set_threads(config, workers)
-    restarts = Restarts(Path(config.output_dir))
 
-    async def lead(world: processes.World, resume: str | None) -> Any:
+    async def lead() -> Any:
+        world = processes.World(workers + 1, work, (config.to_dict(),), env={THREADS: os.environ[THREADS]},
+                                preload=needed_modules(config))
         async with world as transport:
             return await _lead(config, "parallel", transport, resume, quiet)
 
-    while True:
-        world = processes.World(workers + 1, work, (config.to_dict(),))
-        try:
-            return asyncio.run(lead(world, resume))
-        except (CommError, FederationError) as error:
-            if isinstance(error, Stopped) or not restarts.allow(world.failure):
-                raise
-        resume = "auto"
+    return asyncio.run(lead())
+
+
+def needed_modules(config: Config) -> list[str]:
+    """What every worker imports, as far as that is known without importing it."""
+    names = (config.components.trainer, config.components.learner, config.components.aggregator, config.components.model)
+    places = [COMPONENTS[name] for name in names if name in COMPONENTS]
+    return ["federation.command_line", "federation.assemble", "federation.session", *(place.partition(":")[0] for place in places)]
 
 
 async def work(transport: Transport, settings: Mapping[str, Any]) -> None:
@@ -111,6 +111,8 @@ def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
         for received in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(received, signal.SIG_IGN)  # rank 0 decides, and ends the others
     _set_threads(config, workers=launchers.local_size(os.environ) or 1)
+    patience = config.trainer_config.round_timeout
+    watchdog = Watchdog(patience) if rank and patience and launchers.survives_lost_ranks(os.environ) else None
     transport = mpi.connect(max_chunk_bytes=config.transport.max_chunk_bytes)
 
     async def this_rank() -> Any:
@@ -119,7 +121,11 @@ def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
             launchers.check_world(transport.size, os.environ, transport.library_version)
             if transport.rank == 0:
                 return await _lead(config, "mpi", transport, resume, quiet)
-            return await _follow(config, transport)
+            watched = asyncio.create_task(watchdog.keep_beating()) if watchdog is not None else None
+            result = await _follow(config, transport)
+            if watched is not None:
+                watched.cancel()
+            return result
         except BaseException as error:
             _end_job(transport, error)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from federation.assemble import Parts, versions
 from federation.config import Config, dump_config, load_config
@@ -23,6 +23,8 @@ from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import make_tracker
 from federation.infra.walltime import OutOfTime, WallTime, seconds_left
+from federation.node.server import ServerNode
+from federation.survival import Resumable, Survival
 from node_comm import CommError, Transport
 
 logger = logging.getLogger(__name__)
@@ -42,21 +44,6 @@ class Stopped(FederationError):
         self.checkpoint = checkpoint
         kept = f"resume from {checkpoint} with --resume" if checkpoint else "this trainer keeps no checkpoint"
         super().__init__(f"stopped by {name}; {kept}")
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A trainer that can be stopped and resumed."""
-
-    round: int
-
-    def snapshot(self) -> Snapshot | None:
-        """All that its next round depends on; None where the last checkpoint has to stand."""
-        ...
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go on after the round of `snapshot`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -114,10 +101,14 @@ class Session:
         recorder = self._recorder()
         try:
             trainer = parts.make_trainer(server, recorder)
-            self._restore(trainer, recorder)
+            if self._resume is not None:
+                self._go_on(trainer, recorder, self._found)
             await server.start()
-            await self._run_or_stop(trainer, recorder)
-            await server.stop()
+            if transport.recoverable:
+                logger.info("this run outlives the loss of ranks (%s)", "ULFM" if self.mode == "mpi" else "workers are replaced")
+            survival = Survival(trainer, lambda: self._start_over(parts, server, recorder))
+            await self._run_or_stop(survival, recorder)
+            trainer = survival.trainer
         finally:
             recorder.close()
         weights = Weights.of(trainer.model.get_weights())
@@ -178,10 +169,15 @@ class Session:
         return [f"the checkpoint of round {found.round} comes from another configuration, so going on from it would give "
                 f"the result of neither; start anew in another output_dir, or put these back:", *changed]
 
-    def _restore(self, trainer: Trainer, recorder: Recorder) -> None:
-        found = self._found
-        if self._resume is None:
-            return
+    def _start_over(self, parts: Parts, server: ServerNode, recorder: Recorder) -> Trainer:
+        """A new trainer, that goes on from the last checkpoint."""
+        trainer = parts.make_trainer(server, recorder)
+        server.states.adopt({})
+        self._go_on(trainer, recorder, recorder.latest())
+        return trainer
+
+    @staticmethod
+    def _go_on(trainer: Trainer, recorder: Recorder, found: Snapshot | None) -> None:
         if found is None:
             recorder.resume_from(0, {})
             return
@@ -198,7 +194,7 @@ class Session:
             return None
         return recorder.checkpoint_now(trainer.snapshot() if _is_recorded(trainer, recorder) else None)
 
-    async def _run_or_stop(self, trainer: Trainer, recorder: Recorder) -> None:
+    async def _run_or_stop(self, survival: Survival, recorder: Recorder) -> None:
         loop = asyncio.get_running_loop()
         stop: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -207,7 +203,7 @@ class Session:
                 stop.set_result(received)
 
         handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
-        running = asyncio.ensure_future(trainer.run())
+        running = asyncio.ensure_future(survival.run())
         try:
             waiting: set[asyncio.Future[Any]] = {running, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -220,8 +216,10 @@ class Session:
                     if not stop.done():
                         raise
                     # The signal went to all processes of the job, and the others have died of it.
-                    raise Stopped(stop.result().name, self._last_checkpoint(trainer, recorder)) from None
+                    raise Stopped(stop.result().name, self._last_checkpoint(survival.trainer, recorder)) from None
                 return
+            survival.ending = True
+            trainer = survival.trainer
             await _until_recorded(trainer, recorder, running)
             trainer.server.host.stopping.set()
             running.cancel()

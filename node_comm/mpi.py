@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
 
 import numpy as np
 
+from node_comm import launchers
 from node_comm.agreement import alltoall_call, barrier_call, broadcast_call, gather_call, reduce_call
 from node_comm.arrays import Into, as_bytes, describe, destination, packed
 from node_comm.errors import AddressError, CommError, Disconnected, Unavailable
@@ -37,6 +39,8 @@ Arguments = TypeVarTuple("Arguments")
 
 #: One MPI call moves at most so many bytes, well below the 2^31 - 1 that MPI's counts can hold.
 MAX_CHUNK_BYTES = 1 << 30
+#: For messages, for collectives and for leaving: of their own, so that none takes what belongs to another.
+COMMUNICATORS = 3
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
 
@@ -58,7 +62,9 @@ def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES) -> MPITransport:
                           f"an MPI library built with thread support; this one is {_library(mpi)}")
     smallest = np.array([max_chunk_bytes], np.int64)
     mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, smallest, mpi.MIN)
-    return MPITransport(mpi.COMM_WORLD, int(smallest[0]))
+    world = mpi.COMM_WORLD.Dup()  # its error handler is this transport's affair
+    world.Set_errhandler(mpi.ERRORS_RETURN)
+    return MPITransport(world, [world.Dup() for _ in range(COMMUNICATORS)], int(smallest[0]))
 
 
 def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
@@ -101,6 +107,10 @@ def _exit_status(leaving: SystemExit) -> int:
 
 def _load_mpi() -> ModuleType:
     try:
+        if launchers.survives_lost_ranks(os.environ):
+            import mpi4py
+
+            mpi4py.rc.finalize = False  # after the loss of a rank it may wait for ever (seen in a third of runs)
         from mpi4py import MPI
     except (ImportError, RuntimeError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":
@@ -119,6 +129,9 @@ def _library(mpi: ModuleType) -> str:
 class MPITransport(Transport):
     """One MPI rank. `connect` makes it; the communicators it uses are its own.
 
+    Where the MPI library and its launcher survive lost ranks (ULFM: ``mpirun --with-ft ulfm``), it is `recoverable`:
+    every rank learns at once of the loss of any. MPI is not finalized there.
+
     `into` functions are called in the event loop's thread. A cancelled call ends the transport (see the contract).
 
     Public attributes beside `rank` and `size`: `library_version` (the MPI library's text), `thread_level`
@@ -127,11 +140,11 @@ class MPITransport(Transport):
     `launchers.survives_lost_ranks`), `max_chunk_bytes`.
     """
 
-    def __init__(self, world: MPI.Intracomm, max_chunk_bytes: int) -> None:
+    def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int) -> None:
         from mpi4py import MPI
 
         from node_comm.mpi_collectives import Collectives
-        from node_comm.mpi_messages import Messages, as_comm_error
+        from node_comm.mpi_messages import Messages
 
         self.rank = world.Get_rank()
         self.size = world.Get_size()
@@ -140,17 +153,20 @@ class MPITransport(Transport):
         self.processor = MPI.Get_processor_name()
         self.thread_level = {MPI.THREAD_SERIALIZED: "serialized", MPI.THREAD_MULTIPLE: "multiple"}[MPI.Query_thread()]
         self.offers_ulfm = _offers_ulfm(world)
+        self.recoverable = (self.offers_ulfm and self.thread_level == "multiple"
+                            and launchers.survives_lost_ranks(os.environ))
         self._world = world
-        # Of their own, so that neither can take what belongs to the other, or to other users of the world.
-        messages, collectives, exits = world.Dup(), world.Dup(), world.Dup()
-        for comm in (messages, collectives, exits):
+        self._origins = list(range(self.size))  # the launcher's numbers of these ranks
+        messages, collectives, exits = self._comms = comms
+        for comm in comms:
             comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self._agreed: bool | None = None  # what all ranks of this world have agreed on, at its end
         self._messages = Messages(messages, max_chunk_bytes)
         self._collectives = Collectives(collectives, max_chunk_bytes)
         self._exits = Collectives(exits, max_chunk_bytes)
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
-        self._thread = OperationThread("node_comm MPI", as_comm_error)
+        self._thread = OperationThread("node_comm MPI", self._as_comm_error)
 
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
         from node_comm.mpi_messages import Frame
@@ -213,12 +229,47 @@ class MPITransport(Transport):
         if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
 
+    async def finish(self) -> None:
+        """See Transport: nobody leaves a recoverable world before all agree that none is lost."""
+        await self.close()
+        if self.recoverable and not await self._agree(True):
+            raise Disconnected("a rank was lost while all were leaving")
+
+    async def recover(self) -> Transport:
+        """See Transport: a world of the ranks that live, by ULFM's Shrink."""
+        from node_comm import mpi_recovery
+
+        if not self.recoverable:
+            return await super().recover()
+        mpi_recovery.revoke(self._comms[:2])  # so that nobody waits for this rank, nor this rank in a call of its own
+        await self.close()
+        await self._agree(False)
+        world, comms = await asyncio.to_thread(mpi_recovery.shrunk, self._world, COMMUNICATORS)
+        lost = mpi_recovery.lost(self._world, world)
+        if 0 in lost:
+            raise Disconnected("rank 0 is lost, which the others cannot do without")
+        successor = MPITransport(world, comms, self.max_chunk_bytes)
+        successor.lost = tuple(self._origins[rank] for rank in lost)
+        successor._origins = [origin for rank, origin in enumerate(self._origins) if rank not in lost]
+        return successor
+
+    async def _agree(self, word: bool) -> bool:
+        """Whether all ranks of this world live and say True: each says its last word, once. It waits for all."""
+        from node_comm import mpi_recovery
+
+        if self._agreed is None:
+            self._agreed = await asyncio.to_thread(mpi_recovery.agree, self._comms[2], word)
+        return self._agreed
+
     def abort(self, status: int = 1) -> NoReturn:
         """End the whole job at once, all ranks, with exit status `status` (1 to 125; anything else counts as 1)."""
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone: the job must end anyway
                 stream.flush()
-        self._world.Abort(status if 1 <= status <= 125 else 1)
+        status = status if 1 <= status <= 125 else 1
+        if self.recoverable and self._world.Get_failed().Get_size() == self.size - 1:
+            os._exit(status)  # Open MPI forgets the status of an Abort by the only rank that is left
+        self._world.Abort(status)
         raise SystemExit(status)  # Abort does not return
 
     async def all_leave(self, seconds: float) -> bool:
@@ -229,6 +280,16 @@ class MPITransport(Transport):
         except (TimeoutError, Disconnected):
             return False
         return True
+
+    def _as_comm_error(self, error: Exception) -> Exception:
+        """On the MPI thread. Open MPI's nonblocking collectives call the loss of a rank by no name of its own."""
+        from node_comm import mpi_recovery
+        from node_comm.mpi_messages import as_comm_error
+
+        translated = as_comm_error(error)
+        if self.recoverable and type(translated) is CommError and any(map(mpi_recovery.is_broken, self._comms)):
+            return Disconnected(*translated.args)
+        return translated
 
     async def _run(self, operation: mpi_thread.Operation[Result]) -> Result:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +33,16 @@ class Incoming(NamedTuple):
 
 class RemoteFailure(CommError):
     """The peer raised while it handled a request; the message holds its reason and traceback."""
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Await all of `work`; the first error cancels the others, and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in work:
+                group.create_task(part)
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 class _Pending(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import numpy as np
 from msgspec.structs import replace
@@ -51,11 +51,15 @@ _FRAME_OVERHEAD = 160  # bytes of a Post beside its header and payload, generous
 class ProcessTransport(Transport):
     """One rank of a world of processes, made inside the event loop that owns it. It borrows `queues`, not yet started.
 
-    `supervise` is told what concerns the life of the processes: who is ready, has failed, has ended.
+    `supervise` is told what concerns the life of the processes: who is ready, has failed, has ended. `recover` makes
+    the world that comes after this one, at rank 0.
     """
 
-    def __init__(self, rank: int, size: int, queues: Queues, supervise: Callable[[Report], None] | None = None) -> None:
+    def __init__(self, rank: int, size: int, queues: Queues, supervise: Callable[[Report], None] | None = None,
+                 recover: Callable[[], Awaitable[Transport]] | None = None) -> None:
         self.rank = rank
+        self.recoverable = recover is not None
+        self._recover = recover
         self.size = size
         self._queues = queues
         self._supervise = supervise
@@ -135,6 +139,10 @@ class ProcessTransport(Transport):
         finally:
             self._mappings.close()
             self._pool.close()
+
+    async def recover(self) -> Transport:
+        """See Transport."""
+        return await (self._recover() if self._recover is not None else super().recover())
 
     def has_left(self, rank: int) -> bool:
         """Whether that rank has closed its transport."""

@@ -5,8 +5,9 @@
     async with processes.World(4, main, (17,)) as transport:     # ranks 1, 2, 3 run main(transport, 17)
         await transport.broadcast(array)
 
-Children are started by `spawn`. They end with their parent, whatever ends it; a child that dies or raises ends the
-world: all others are ended, and every call of the parent's transport raises PeerFailed, with the child's traceback.
+Children are started by `spawn`, or forked from a server that has imported what they need. They end with their parent,
+whatever ends it; a child that dies or raises ends the world: all others are ended, and every call of the parent's
+transport raises PeerFailed, with the child's traceback.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -25,7 +27,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -41,6 +43,10 @@ Main = Callable[..., Awaitable[Any]]
 
 log = logging.getLogger(__name__)
 
+#: Larger worlds are spawned even so: a fork server passes at most 256 descriptors.
+MOST_FORKED = 200
+#: Times that a world is started whose children are killed by signals before they are ready.
+START_ATTEMPTS = 3
 #: Exit code of a child that finds itself starting a world while it imports its parent's script.
 NO_MAIN_GUARD = 119
 
@@ -71,27 +77,33 @@ class World:
     """`size` ranks: this process, and `size - 1` children that run `main(transport, *args)`.
 
     `main` is a coroutine function at the top level of a module, `args` are copied to every child. `env` is set in the
-    children before they import anything (say, OMP_NUM_THREADS). On leaving the context, children are awaited for
+    children before they import anything (say, OMP_NUM_THREADS).
+
+    With `preload`, names of modules, these are imported once, by a server from which the children are forked, so that they
+    start in some hundredths of a second; `env` is set after that, then. The server is one for this process, with the
+    modules of the first such world, and ends with it. On leaving the context, children are awaited for
     `grace` seconds; those still there, and all of them if an exception leaves it, are ended.
 
     Raises CommError when the children cannot be started, PeerFailed when one of them fails.
     """
 
     def __init__(self, size: int, main: Main, args: Sequence[Any] = (), *, env: Mapping[str, str] | None = None,
-                 grace: float = 10.0) -> None:
+                 preload: Sequence[str] = (), grace: float = 10.0) -> None:
         if size < 1:
             raise CommError(f"a world has at least one rank, not {size}")
         self.size = size
         self._main = main
         self._args = tuple(args)
         self._env = dict(env or {})
+        self._preload = list(preload) if size <= MOST_FORKED and sys.platform == "linux" else []
         self._grace = grace
-        self._children: dict[int, SpawnProcess] = {}
+        self._children: dict[int, BaseProcess] = {}
         self._watched: dict[int, int] = {}  # rank: a descriptor that becomes readable when the process ends
         self._ready: set[int] = set()
         self._tracebacks: dict[int, str] = {}
         self._failure: Callable[[], CommError] | None = None
         self._terminated = False
+        self._generation = 0
         self._changed = asyncio.Event()
         self._queues: Queues
         self._transport: ProcessTransport
@@ -102,16 +114,42 @@ class World:
         if self.size == 1:
             return memory.world(1)[0]
         _check_importable(self._main)
-        self._make_transport()
-        try:
-            self._start()
-            await self._until(lambda: len(self._ready) == self.size - 1 or self._failure is not None)
-            if self._failure is not None:
-                raise self._failure()
-        except BaseException:
-            await self._end_now()
-            raise
+        return await self._begin()
+
+    async def _begin(self) -> Transport:
+        """Start the children, and wait until all are ready; once more where a signal has killed one before that."""
+        for attempt in range(1, START_ATTEMPTS + 1):
+            self._generation += 1
+            self._ready, self._tracebacks, self._failure, self._terminated = set(), {}, None, False
+            self._make_transport(self._generation)
+            try:
+                self._start()
+                await self._until(lambda: len(self._ready) == self.size - 1 or self._failure is not None)
+                if self._failure is not None:
+                    raise self._failure()
+            except BaseException as error:
+                await self._end_now()
+                if not _was_killed(error) or attempt == START_ATTEMPTS:
+                    raise
+                log.warning("%s while it was started: once more", error)
+            else:
+                break
         return self._transport
+
+    async def recover(self) -> Transport:
+        """End the children that are left, and start as many as before; what `Transport.recover` does at rank 0.
+
+        Raises what ended the world where that was not a signal: a child that raised, or left by itself, would do so again.
+        """
+        failure = self.failure
+        if failure is not None and not _was_killed(failure):
+            raise failure
+        for rank in self._watched:
+            self._children[rank].kill()
+        await self._end_now()
+        transport = await self._begin()
+        transport.lost = (failure.rank,) if isinstance(failure, PeerFailed) else ()
+        return transport
 
     @property
     def failure(self) -> CommError | None:
@@ -135,20 +173,24 @@ class World:
 
     # Start
 
-    def _make_transport(self) -> None:
+    def _make_transport(self, generation: int) -> None:
         pipes = [multiprocessing.Pipe(duplex=False) for _ in range(self.size)]
         self._readers = [reader for reader, _ in pipes]
         self._writers = [writer for _, writer in pipes]
         self._queues = Queues(0, self._readers[0], self._writers)
-        self._transport = ProcessTransport(0, self.size, self._queues, self._supervise)
+        self._transport = ProcessTransport(0, self.size, self._queues, functools.partial(self._supervise, generation),
+                                           self.recover)
 
     def _start(self) -> None:
         resource_tracker.ensure_running()  # else the first start does it, and lets go of the signals held back below
+        context: Any = multiprocessing.get_context("forkserver" if self._preload else "spawn")
+        if self._preload:
+            context.set_forkserver_preload(self._preload)
         with _environment(self._env), _interrupts_held_back():
             for rank in range(1, self.size):
-                child = multiprocessing.get_context("spawn").Process(
+                child = context.Process(
                     target=_child, name=f"rank {rank}",
-                    args=(rank, self.size, self._readers[rank], self._writers, self._main, self._args))
+                    args=(rank, self.size, self._readers[rank], self._writers, self._env, self._main, self._args))
                 try:
                     child.start()
                 except Exception as error:
@@ -176,7 +218,9 @@ class World:
         exitcode = 1 if child.exitcode is None else child.exitcode  # None: somebody else has reaped it
         self._transport.report(Ended(source=rank, exitcode=exitcode))
 
-    def _supervise(self, report: Report) -> None:
+    def _supervise(self, generation: int, report: Report) -> None:
+        if generation != self._generation:
+            return  # the last word of a world that has been given up
         rank = report.source
         match report:
             case Hello():
@@ -256,6 +300,11 @@ class World:
         self._changed.set()
 
 
+def _was_killed(error: BaseException | None) -> bool:
+    """Whether a signal has ended a child; one that raised, or left by itself, would do so again."""
+    return isinstance(error, PeerFailed) and error.exitcode < 0
+
+
 def _check_importable(main: Main) -> None:
     """Refuse what was typed in: a child can import a script or a module, but nothing from a prompt or a notebook."""
     module = sys.modules["__main__"]
@@ -264,7 +313,7 @@ def _check_importable(main: Main) -> None:
                         "move it to a module, and import it")
 
 
-def _exit_descriptor(child: SpawnProcess) -> int:
+def _exit_descriptor(child: BaseProcess) -> int:
     """A descriptor that becomes readable when `child` ends; the caller closes it."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # forbidden in some sandboxes
@@ -317,9 +366,10 @@ def _interrupts_held_back() -> Iterator[None]:
 # In the child
 
 
-def _child(rank: int, size: int, reader: Connection, writers: Sequence[Connection], main: Main,
+def _child(rank: int, size: int, reader: Connection, writers: Sequence[Connection], env: Mapping[str, str], main: Main,
            args: Sequence[Any]) -> None:
     """The whole life of a child."""
+    os.environ.update(env)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

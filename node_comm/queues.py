@@ -88,8 +88,10 @@ class Queues:
             self._release(number)
 
     def close(self) -> None:
-        """Stop the thread and close the queues."""
+        """Stop the thread and close the queues; may be called twice."""
         self.forget()
+        if self._reader.closed:
+            return
         if self._thread is not None:
             self._write(self.rank, _STOP)
             self._thread.join()

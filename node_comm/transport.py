@@ -14,6 +14,7 @@ Rules that the contract tests check on every transport:
   cannot be used, all get BufferMismatch, with ranks and descriptions; nothing is written then, and the world stays
   usable.
 - After `close`, and after a peer is lost, pending and later calls raise Disconnected. `close` may be called twice.
+- Where the world is `recoverable`, all ranks that live learn of a loss: each calls either `finish` or `recover`, once.
 - What a task cancels in mid-call (asyncio cancellation) leaves the world unusable; only `close` is allowed then.
 """
 
@@ -27,6 +28,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from node_comm.arrays import Into
+from node_comm.errors import Disconnected
 
 Operation = Literal["sum", "max", "min"]
 
@@ -48,6 +50,10 @@ class Transport(ABC):
 
     rank: int
     size: int
+    #: Whether `recover` can be tried when ranks are lost.
+    recoverable = False
+    #: The ranks that the world before this one has lost, by the numbers that their launcher gave them.
+    lost: tuple[int, ...] = ()
 
     @abstractmethod
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
@@ -82,6 +88,22 @@ class Transport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Leave the world; frees what the transport holds. Pending calls raise Disconnected."""
+
+    async def finish(self) -> None:
+        """`close`, at the end of the work. In a recoverable world, wait until all ranks are here.
+
+        Raises Disconnected on all ranks alike where one has been lost on the way: `recover` is possible then.
+        """
+        await self.close()
+
+    async def recover(self) -> Transport:
+        """A world to go on in, after Disconnected; this transport is spent.
+
+        MPI: of the ranks that are left, numbered anew in their old order; each of them calls this. Processes: of as many as
+        before, with new ones in the place of the old; rank 0 calls this. Raises Disconnected where there is none to
+        be had.
+        """
+        raise Disconnected("this world does not outlive the loss of a rank")
 
     @abstractmethod
     async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:

@@ -71,6 +71,11 @@ class Recorder:
             return None if latest is None else latest[0]
         return self.checkpoints.save_now(self._complete(snapshot), metric=self._metric())
 
+    def latest(self) -> Snapshot | None:
+        """The newest checkpoint, once what is being written is on the disk; None where there is none."""
+        latest = None if self.checkpoints is None else self.checkpoints.latest()
+        return None if latest is None else latest[1]
+
     def resume_from(self, number: int, row: Mapping[str, Any]) -> None:
         """Forget what was recorded after round `number`, whose record is `row`."""
         self.last = row

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import traceback
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -46,7 +49,7 @@ from federation.node.protocol import (
     WeightsFollow,
 )
 from federation.node.settings import NodeSettings
-from node_comm import CommError, Transport
+from node_comm import CommError, Disconnected, Transport
 from node_comm.message import Failure
 from node_comm.node import Incoming, Node
 
@@ -67,12 +70,14 @@ class ClientNode:
     """
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
-                 host: ClientHost | None = None, setup: Mapping[str, str] | None = None) -> None:
+                 host: ClientHost | None = None, setup: Mapping[str, str] | None = None,
+                 round_timeout: float | None = None) -> None:
         settings = NodeSettings.of(config, "client")
         self.node_id = settings.node_id
         self._mode = settings.mode
         self._threads = settings.threads if host is None else None  # the engine fixes its threads itself
         self.host = host or ClientHost()
+        self.round_timeout = round_timeout
         self._setup = dict(setup or {})
         self._transport = transport
         self._node: Node | None = None
@@ -103,9 +108,31 @@ class ClientNode:
         self._serving = asyncio.create_task(self._serve(), name=f"{self.node_id} serving")
 
     async def serve(self) -> None:
-        """Register and serve until the server ends the run; what the engine's ranks do."""
-        await self.connect_and_register()
-        await self.wait()
+        """Register and serve until the server ends the run; what the engine's ranks do.
+
+        In a world that outlives the loss of ranks, this one registers anew in the next.
+        """
+        while True:
+            try:
+                await self.connect_and_register()
+                await self.wait()
+                assert self._transport is not None
+                await self._transport.finish()
+                return
+            except Disconnected:
+                if self._transport is None or not self._transport.recoverable:
+                    raise
+            await self._recover(self._transport)
+
+    async def _recover(self, lost: Transport) -> None:
+        """Go on in the world that comes after `lost`, as if this rank had never been given an order."""
+        assert self._node is not None
+        self.host.stopping.set()
+        await self._node.stop()
+        self._transport = await lost.recover()
+        async with _own_end(self.round_timeout):
+            await compute(self.host.forget)  # once the client that is in training is done
+        self.host.stopping.clear()
 
     async def wait(self) -> None:
         """Wait until the server ends the run; raises what ended this node, if something did."""
@@ -144,12 +171,20 @@ class ClientNode:
         while True:
             incoming = await self._node.recv()
             try:
-                if not await self._obey(incoming):
+                if not await self._node.attend(self._obey_in_time(incoming)):
                     return
+            except Disconnected:
+                raise
             except Exception as error:
                 failure = Failure(reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
                 await self._node.send(SERVER, failure)
                 raise
+
+    async def _obey_in_time(self, incoming: Incoming) -> bool:
+        """Obey; where the others can do without this rank, it ends itself rather than let them wait."""
+        assert self._transport is not None
+        async with _own_end(self.round_timeout if self._transport.recoverable else None):
+            return await self._obey(incoming)
 
     async def _obey(self, incoming: Incoming) -> bool:
         node, host = self._node, self.host
@@ -231,6 +266,17 @@ class ClientNode:
         reply = Result(num_samples=int(result.num_samples), metrics=plain(result.metrics),
                        keeps=client_id in self.host.states)
         await self._node.reply(incoming, reply, buffer)
+
+
+@asynccontextmanager
+async def _own_end(seconds: float | None) -> AsyncIterator[None]:
+    """Give the block so many seconds; this process kills itself after that."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        logger.error("this rank has not done what it was asked to within round_timeout=%g s, and ends itself", seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from federation.core.weights import Layout, Weights
 from federation.node.protocol import ClientState
-from node_comm.node import Incoming, Node
+from node_comm.node import Incoming, Node, together
 
 
 class ClientStates:
@@ -41,6 +41,11 @@ class ClientStates:
         self._current[client_id] = state
         self._arrived.set()
 
+    def clear(self) -> None:
+        """No client lives here."""
+        self._current.clear()
+        self._proposed.clear()
+
     def propose(self, client_id: str, state: Mapping[str, Any]) -> None:
         """Remember what the client wants to keep (copied)."""
         self._proposed[client_id] = Weights.of(state)
@@ -58,11 +63,11 @@ class ClientStates:
 
     async def send(self, node: Node, give: Mapping[str, int]) -> None:
         """Send clients to other ranks, by client; they live here no more."""
-        async with asyncio.TaskGroup() as group:
-            for client_id, rank in give.items():
-                state = self._current.pop(client_id)
-                message = ClientState(client_id=client_id, layout=state.layout.to_dict())
-                group.create_task(node.send(rank, message, state.buffer))
+        async def part(client_id: str, rank: int) -> None:
+            state = self._current.pop(client_id)
+            await node.send(rank, ClientState(client_id=client_id, layout=state.layout.to_dict()), state.buffer)
+
+        await together(*(part(client_id, rank) for client_id, rank in give.items()))
 
     async def wait_for(self, node: Node, take: Sequence[str]) -> None:
         """Wait until the clients of `take` have come; somebody else reads this node's messages."""

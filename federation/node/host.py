@@ -38,8 +38,14 @@ from federation.node.protocol import (
     Trained,
 )
 from federation.node.proxy import partition_index
+from node_comm import Transport
 
 Allocate = Callable[[int], np.ndarray]
+
+
+def allocator(transport: Transport) -> Allocate:
+    """Memory that `transport` moves with fewest copies."""
+    return lambda nbytes: transport.allocate((nbytes,), np.dtype(np.uint8))
 
 
 class ClientHost:
@@ -87,6 +93,13 @@ class ClientHost:
             self._shared = weights.tail(num_model).read_only() if shares else None
             self._local = LocalParameters(self._local_patterns, self._model.layout)
         self.weights = weights
+
+    def forget(self, allocate: Allocate | None = None) -> None:
+        """As before the first round: no sums, no updates, and no state of any client. `allocate` gives memory from now on."""
+        self.states.clear()
+        self._rows.clear()
+        self._sum = self._sum_kind = None
+        self._allocate = allocate or self._allocate
 
     def fit(self, order: Fit) -> FitReport:
         """Train the clients of `order`, adding up (needs "mean") or keeping their updates.

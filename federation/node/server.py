@@ -32,7 +32,7 @@ from federation.data.manager import Part
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
-from federation.node.host import ClientHost
+from federation.node.host import ClientHost, allocator
 from federation.node.placement import Costs, Policy, place
 from federation.node.protocol import (
     MESSAGES,
@@ -56,9 +56,9 @@ from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Fitted, Plan, no_samples
 from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
-from node_comm import CommError, Transport
+from node_comm import CommError, Disconnected, Transport
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Node, RemoteFailure
+from node_comm.node import Incoming, Node, RemoteFailure, together
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,29 @@ class ServerNode:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
         await node.stop()
+        await node.transport.finish()
+
+    async def recover(self) -> None:
+        """Go on in the world that comes after the one that has lost ranks; those that are left register anew.
+
+        What clients keep is not known any more: `states.adopt` says what it was. Raises Disconnected where there is no
+        such world, RoundError where no rank is left that trains.
+        """
+        transport = self._transport
+        assert transport is not None
+        if self._node is not None and self._listening is not None:
+            node, listening, self._node, self._listening = self._node, self._listening, None, None
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            await node.stop()
+        for rank in self._ranks:
+            self.clients.remove_rank(rank)
+        self._ranks = []
+        self._transport = await transport.recover()
+        if self._transport.size == 1 and not self._hosts_clients:
+            raise RoundError("every rank that trains clients is lost")
+        self.host.forget(allocator(self._transport))
+        await self.start()
 
     # -- what a trainer uses -------------------------------------------------------------------------------------
 
@@ -266,14 +289,7 @@ class ServerNode:
 
         shares = self._shares(clients)
         await self._bring(shares)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for rank, share in shares.items():
-                    group.create_task(ask(rank, share))
-        except* FederationError as errors:
-            raise errors.exceptions[0] from errors
-        except* CommError as errors:
-            raise errors.exceptions[0] from errors
+        await together(*(ask(rank, share) for rank, share in shares.items()))
         return [results[client.client_id] for client in clients]
 
     # -- what a matrix of updates uses --------------------------------------------------------------------------------
@@ -307,7 +323,7 @@ class ServerNode:
             weights, metrics = self.host.row(fetch.client_id)
             out.copy_from(weights)
             return metrics
-        answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.round_timeout)
+        answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.patience)
         return _expect(answer, Update).metrics
 
     async def tell(self, message: Message) -> None:
@@ -318,10 +334,26 @@ class ServerNode:
     async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
         """Give the block `round_timeout` seconds; RoundError naming `what` after that."""
         try:
-            async with asyncio.timeout(self.round_timeout):
+            async with asyncio.timeout(self.patience):
                 yield
         except TimeoutError:
-            raise RoundError(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+            raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+
+    @property
+    def recoverable(self) -> bool:
+        """Whether `recover` can be tried when ranks are lost."""
+        return self._transport is not None and self._transport.recoverable
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds that a step of a round may take. A rank that others can do without has ended itself before that."""
+        if self.round_timeout is None or not self.recoverable:
+            return self.round_timeout
+        return 1.25 * self.round_timeout + 1.0
+
+    def _overdue(self, text: str, is_here: bool = False) -> Exception:
+        """What to raise after that time; `is_here`: this very rank has not done its share."""
+        return Disconnected(text) if self.recoverable and not is_here else RoundError(text)
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
@@ -337,7 +369,7 @@ class ServerNode:
             return result
         weights = Weights.zeros(self.host.model_layout) if call.method == "fit" else None
         into = None if weights is None else weights.buffer
-        answer, _ = await self.node.request(rank, call, into=into, timeout=self.round_timeout)
+        answer, _ = await self.node.request(rank, call, into=into, timeout=self.patience)
         reply = _expect(answer, Result)
         if reply.problem is not None:
             raise ClientError(call.client_id, reply.problem.details)
@@ -375,14 +407,14 @@ class ServerNode:
                 logger.info("round %d: waiting for %s", round, silent())
 
         try:
-            async with asyncio.timeout(self.round_timeout), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(self.patience), asyncio.TaskGroup() as group:
                 saying = group.create_task(say_who_is_late())
                 answers = [group.create_task(ask(rank)) for rank in self._ranks]
                 await asyncio.gather(work(), *answers)
                 saying.cancel()
         except TimeoutError:
-            raise RoundError(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
-                             f"{silent()}") from None
+            raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
+                                0 not in reports) from None
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))

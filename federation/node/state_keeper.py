@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from federation.core.weights import Layout, Weights
 from federation.node.client_state import ClientStates
 from federation.node.protocol import ClientState, FetchState, Move, Moved
-from node_comm.node import Node
+from node_comm.node import Node, together
 
 
 class StateKeeper:
@@ -61,11 +60,8 @@ class StateKeeper:
             answer, _ = await node.request(rank, Move(give=give.get(rank, {}), take=take.get(rank, [])))
             assert isinstance(answer, Moved), answer
 
-        async with asyncio.TaskGroup() as group:
-            for rank in sorted({*give, *take} - {0}):
-                group.create_task(move(rank))
-            group.create_task(self._here.send(node, give.get(0, {})))
-            group.create_task(self._here.wait_for(node, take.get(0, [])))
+        await together(*(move(rank) for rank in sorted({*give, *take} - {0})), self._here.send(node, give.get(0, {})),
+                       self._here.wait_for(node, take.get(0, [])))
 
     async def collect(self, node: Node, timeout: float | None) -> dict[str, Weights]:
         """What every client keeps, as of the last commit, by client; borrowed.
@@ -91,7 +87,13 @@ class StateKeeper:
         return {client_id: self._here.whole(client_id) for client_id in sorted(self.homes)}
 
     def adopt(self, states: Mapping[str, Weights]) -> None:
-        """Take on what `collect` returned in an earlier life; clients move on from here when they are wanted."""
+        """Take on what `collect` returned in an earlier life, and nothing else; clients move on from here when they are
+        wanted."""
+        self._here.clear()
+        self._copies.clear()
+        self._changed.clear()
+        self._proposed.clear()
+        self.homes.clear()
         for client_id, state in states.items():
             self._here.put(client_id, state)
             self.homes[client_id] = 0

@@ -82,6 +82,7 @@ class AsyncTrainer(Trainer):
         self._results: dict[int, asyncio.Future[Done]] = {}
         self._since = _Since()
         self._at_version = False
+        self._unrecorded = False
 
     async def run(self) -> None:
         """All versions that are left. Raises RoundError where client after client fails; the last version stands then.
@@ -90,6 +91,8 @@ class AsyncTrainer(Trainer):
         """
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.broadcast_weights(self.weights)
+        if self._unrecorded:
+            await self._finish_version()
         async with Jobs(self.server) as jobs:
             for flight in self._flights.values():
                 self._send(jobs, flight)
@@ -172,6 +175,7 @@ class AsyncTrainer(Trainer):
             raise RoundError(f"version {self.round + 1}: {type(self.aggregator).__name__} made NaN or infinity of the "
                              "global weights; resume from the last checkpoint")
         self.round += is_new
+        self._unrecorded = is_new
         return is_new
 
     async def _finish_version(self) -> None:
@@ -182,6 +186,7 @@ class AsyncTrainer(Trainer):
                 await self.broadcast_weights(self.weights)
                 metrics = await evaluate(self.server, self.config, self.round, self._since.clients)
         self.recorder.record(self._row(metrics))
+        self._unrecorded = False
         self._since = _Since()
         self._at_version = True
         with self.timer.phase("checkpoint"):
@@ -211,6 +216,11 @@ class AsyncTrainer(Trainer):
         return Snapshot(round=self.round, weights=self.weights,
                         server={"aggregator": self.aggregator.state(), "now": self._now, "dispatched": self._dispatched,
                                 "flights": flights, "starts": starts})
+
+    def recover(self) -> bool:
+        """Make ready to `run` again, in a world that has lost ranks: what was in training is sent once more."""
+        self._results.clear()
+        return True
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on after the version of `snapshot`: clients that were in training start again from where they started."""

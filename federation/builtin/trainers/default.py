@@ -59,6 +59,7 @@ class DefaultTrainer(Trainer):
         self._fit_config = dict(fit_config or {})
         self._spare = Weights.zeros(self.weights.layout)
         self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
+        self._unrecorded: Fitted | None = None  # the last round, from its commit until it is recorded
 
     async def run(self) -> None:
         """All rounds that are left. Raises RoundError when too few clients succeed; the last commit stands then.
@@ -67,6 +68,8 @@ class DefaultTrainer(Trainer):
         """
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.server.broadcast_weights(self.weights, self._num_model)
+        if self._unrecorded is not None:
+            await self._conclude(self._unrecorded)
         for number in range(self.round + 1, self.config.max_rounds + 1):
             self.recorder.check_time()
             round_number.set(number)
@@ -79,15 +82,20 @@ class DefaultTrainer(Trainer):
                 gathered = await self.gather(fitted)
             with self.timer.phase("step"):
                 self.commit(number, gathered, fitted.stats(len(self.server.clients)))
+            self._unrecorded = fitted
             with self.timer.phase("broadcast"):
                 await self.server.broadcast_weights(self.weights, self._num_model)
-            with self.timer.phase("evaluate"):
-                metrics = await evaluate(self.server, self.config, number, plan.cohort)
-            row = self.row(fitted, metrics)
-            self.recorder.record(row)
-            with self.timer.phase("checkpoint"):
-                await self.checkpoint(number)
+            await self._conclude(fitted)
         self.model.set_weights(self.weights.head(self._num_model))
+
+    async def _conclude(self, fitted: Fitted) -> None:
+        """Evaluate, record and save the round that has been committed."""
+        with self.timer.phase("evaluate"):
+            metrics = await evaluate(self.server, self.config, self.round, fitted.plan.cohort)
+        self.recorder.record(self.row(fitted, metrics))
+        self._unrecorded = None
+        with self.timer.phase("checkpoint"):
+            await self.checkpoint(self.round)
 
     def plan(self, number: int) -> Plan:
         """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""
@@ -154,7 +162,7 @@ class DefaultTrainer(Trainer):
         """Save a checkpoint if one is due, the state of clients on other ranks included."""
         last = number == self.config.max_rounds
         if self.recorder.is_due(number, last=last):
-            self._client_states = number, await self.server.states.collect(self.server.node, self.server.round_timeout)
+            self._client_states = number, await self.server.states.collect(self.server.node, self.server.patience)
             snapshot = self.snapshot()
             assert snapshot is not None
             self.recorder.checkpoint(snapshot)
@@ -164,16 +172,29 @@ class DefaultTrainer(Trainer):
 
         None where clients keep state on other ranks that has not been fetched since: the last checkpoint stands then.
         """
-        collected, states = self._client_states
-        if collected != self.round:
-            here = self.server.states.whole()
-            if here is None:
-                return None
-            states = here
+        states = self._kept()
+        if states is None:
+            return None
         server = self.aggregator.state()
         if self._num_model < len(self.weights):
             server = {**server, SHARED: self.weights.tail(self._num_model)}
         return Snapshot(round=self.round, weights=self.weights.head(self._num_model), server=server, clients=states)
+
+    def recover(self) -> bool:
+        """Make ready to `run` again from the last commit, in a world that has lost ranks.
+
+        False where what clients keep is lost with them: the last checkpoint has to stand then.
+        """
+        states = self._kept()
+        if states is None:
+            return False
+        self.server.states.adopt(dict(states))
+        return True
+
+    def _kept(self) -> Mapping[str, Weights] | None:
+        """What clients keep as of the last commit, where that is known here."""
+        collected, states = self._client_states
+        return states if collected == self.round else self.server.states.whole()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on after the round of `snapshot`; UpdateError when its weights do not fit this model."""
