@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
@@ -30,7 +31,7 @@ from node_comm.transport import Operation, Received, Transport
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from node_comm import mpi_thread
+    from node_comm import mpi_recovery, mpi_thread
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ MAX_CHUNK_BYTES = 1 << 30
 COMMUNICATORS = 3
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
+#: A rank that ends the job under ULFM waits so long (seconds) for the others to hear of it.
+END_SECONDS = 5.0
 
 _NOTHING = np.empty(0, np.uint8)
 
@@ -160,7 +163,7 @@ class MPITransport(Transport):
         messages, collectives, exits = self._comms = comms
         for comm in comms:
             comm.Set_errhandler(MPI.ERRORS_RETURN)
-        self._agreed: bool | None = None  # what all ranks of this world have agreed on, at its end
+        self._agreed: mpi_recovery.Word | None = None  # what all ranks of this world have agreed on, at its end
         self._messages = Messages(messages, max_chunk_bytes)
         self._collectives = Collectives(collectives, max_chunk_bytes)
         self._exits = Collectives(exits, max_chunk_bytes)
@@ -232,8 +235,11 @@ class MPITransport(Transport):
     async def finish(self) -> None:
         """See Transport: nobody leaves a recoverable world before all agree that none is lost."""
         await self.close()
-        if self.recoverable and not await self._agree(True):
-            raise Disconnected("a rank was lost while all were leaving")
+        if self.recoverable:
+            from node_comm.mpi_recovery import Word
+
+            if await self._agree(Word.LEAVE) is not Word.LEAVE:
+                raise Disconnected("a rank was lost while all were leaving")
 
     async def recover(self) -> Transport:
         """See Transport: a world of the ranks that live, by ULFM's Shrink."""
@@ -243,7 +249,8 @@ class MPITransport(Transport):
             return await super().recover()
         mpi_recovery.revoke(self._comms[:2])  # so that nobody waits for this rank, nor this rank in a call of its own
         await self.close()
-        await self._agree(False)
+        if await self._agree(mpi_recovery.Word.GO_ON) is mpi_recovery.Word.END:
+            raise Disconnected("another rank has ended the job")
         world, comms = await asyncio.to_thread(mpi_recovery.shrunk, self._world, COMMUNICATORS)
         lost = mpi_recovery.lost(self._world, world)
         if 0 in lost:
@@ -253,8 +260,8 @@ class MPITransport(Transport):
         successor._origins = [origin for rank, origin in enumerate(self._origins) if rank not in lost]
         return successor
 
-    async def _agree(self, word: bool) -> bool:
-        """Whether all ranks of this world live and say True: each says its last word, once. It waits for all."""
+    async def _agree(self, word: mpi_recovery.Word) -> mpi_recovery.Word:
+        """Each rank says its last word in this world, once, and waits for those of all others."""
         from node_comm import mpi_recovery
 
         if self._agreed is None:
@@ -267,10 +274,23 @@ class MPITransport(Transport):
             with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone: the job must end anyway
                 stream.flush()
         status = status if 1 <= status <= 125 else 1
-        if self.recoverable and self._world.Get_failed().Get_size() == self.size - 1:
-            os._exit(status)  # Open MPI forgets the status of an Abort by the only rank that is left
+        if self.recoverable and (self._agreed is not None or self._end_together()):
+            os._exit(status)
         self._world.Abort(status)
         raise SystemExit(status)  # Abort does not return
+
+    def _end_together(self) -> bool:
+        """Have all ranks end by themselves: under ULFM, Open MPI forgets the status of an Abort by the last ones that live.
+
+        False where some are not heard of in time.
+        """
+        from node_comm import mpi_recovery
+
+        mpi_recovery.revoke(self._comms[:2])
+        asking = threading.Thread(target=mpi_recovery.agree, args=(self._comms[2], mpi_recovery.Word.END), daemon=True)
+        asking.start()
+        asking.join(END_SECONDS)
+        return not asking.is_alive()
 
     async def all_leave(self, seconds: float) -> bool:
         """Whether all ranks call this within `seconds` of each other. Call it at most once."""

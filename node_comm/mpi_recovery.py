@@ -7,17 +7,28 @@ communication capability", 2013.)
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable
 
 from mpi4py import MPI
 
 
-def agree(comm: MPI.Intracomm, word: bool) -> bool:
-    """Whether all ranks of `comm` live and say True; all get the same answer."""
-    try:
-        return bool(comm.Agree(int(word)))
-    except MPI.Exception:  # a rank has died, which all are told alike
-        return False
+class Word(enum.IntFlag):
+    """What a rank says at the end of its world; what all agree on is what they have in common."""
+
+    END = 0  #: the whole job must end
+    GO_ON = 1  #: in a world of those that are left
+    LEAVE = 3  #: the work is done
+
+
+def agree(comm: MPI.Intracomm, word: Word) -> Word:
+    """What the words of all living ranks of `comm` have in common, GO_ON at most where one has died: the same for all."""
+    while True:
+        try:
+            return Word(comm.Agree(int(word)))
+        except MPI.Exception:  # a rank has died, which all are told alike
+            comm.Ack_failed()
+            word &= Word.GO_ON
 
 
 def revoke(comms: Iterable[MPI.Intracomm]) -> None:
@@ -45,7 +56,7 @@ def shrunk(comm: MPI.Intracomm, copies: int) -> tuple[MPI.Intracomm, list[MPI.In
                 duplicates.append(comm.Dup())
         except MPI.Exception:
             revoke([comm])  # somebody else may still be in there
-        if agree(comm, len(duplicates) == copies):
+        if agree(comm, Word.LEAVE if len(duplicates) == copies else Word.GO_ON) is Word.LEAVE:
             for duplicate in duplicates:
                 duplicate.Set_errhandler(MPI.ERRORS_RETURN)
             return comm, duplicates

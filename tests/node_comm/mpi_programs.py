@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import signal
 import sys
 import time
 
 import numpy as np
 
-from node_comm import mpi
+from node_comm import Disconnected, mpi
 from node_comm.mpi import MPITransport
 
 
@@ -53,6 +54,34 @@ async def fail(transport: MPITransport, how: str, *ranks: str) -> None:
                 raise SystemExit(int(how) if how.isdecimal() else how)
     await transport.barrier()
     await transport.recv()
+
+
+async def survive(transport: MPITransport, *deaths: str) -> None:
+    """Reduce and broadcast 20 times; ``5:31`` has ranks 3 and 1 die in the fifth. Rank 0 prints what became of it."""
+    plan = {int(number): ranks for number, _, ranks in (death.partition(":") for death in deaths)}
+    me, number, world = str(transport.rank), 0, transport
+    while number < 20:
+        try:
+            await world.barrier()
+            if me in plan.get(number, ""):
+                os.kill(os.getpid(), signal.SIGKILL)
+            total = np.zeros(300_000)
+            await world.reduce(np.ones(300_000), total)
+            await world.broadcast(total)
+            assert (total == world.size).all()
+            number += 1
+            if number == 20:
+                await world.finish()
+        except Disconnected:
+            world = await world.recover()
+            if me == "0":
+                print(f"{world.size} left, without {list(world.lost)}", flush=True)
+            done = np.array([number])
+            await world.reduce(done, done, operation="min")
+            await world.broadcast(done)
+            number = int(done[0])
+    if me == "0":
+        print("done", flush=True)
 
 
 async def hang(transport: MPITransport) -> None:
@@ -110,4 +139,4 @@ if __name__ == "__main__":
         case "without_closing":
             asyncio.run(without_closing(mpi.connect()))
         case _:
-            mpi.run({"ring": ring, "fail": fail, "hang": hang, "leave": leave}[name], *arguments)
+            mpi.run({"ring": ring, "fail": fail, "hang": hang, "leave": leave, "survive": survive}[name], *arguments)

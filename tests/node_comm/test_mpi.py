@@ -133,6 +133,34 @@ def test_ranks_that_all_send_first(n: int, extra: tuple[str, ...]) -> None:
 
 
 @needs_mpi
+@pytest.mark.parametrize(("n", "deaths", "said"), [
+    (4, ["5:3"], ["3 left, without [3]"]),
+    (5, ["3:2", "9:14"], ["4 left, without [2]", "2 left, without [1, 4]"]),
+    (3, ["0:1", "19:2"], ["2 left, without [1]", "1 left, without [2]"]),
+])
+def test_a_world_outlives_its_ranks(n: int, deaths: list[str], said: list[str]) -> None:
+    """S-LIFE-03: with ULFM, several at once too; status 0. Ranks keep the numbers that mpirun gave them."""
+    done = run_program(n, "survive", *deaths, extra=("--with-ft", "ulfm"), timeout=60)
+    assert done.returncode == 0, report(done)
+    assert done.stdout.splitlines() == [*said, "done"], report(done)
+
+
+@needs_mpi
+@pytest.mark.parametrize("n", [2, 3])
+def test_nobody_outlives_rank_0(n: int) -> None:
+    """S-LIFE-01: all others end within seconds, and the job's status is not 0."""
+    done = run_program(n, "survive", "4:0", extra=("--with-ft", "ulfm"), timeout=20)
+    assert done.returncode != 0, report(done)
+    assert "rank 0 is lost" in done.stderr, report(done)
+
+
+@needs_mpi
+def test_without_ulfm_a_lost_rank_ends_the_job() -> None:
+    """S-LIFE-03."""
+    assert run_program(3, "survive", "4:2", timeout=20).returncode != 0
+
+
+@needs_mpi
 def test_options_that_switch_buffering_off_do_so() -> None:
     """S-COMM-06: the premise of the test above, with plain MPI."""
     assert run_program(2, "facing_sends", "8").stdout == "buffered\n"

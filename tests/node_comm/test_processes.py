@@ -433,3 +433,66 @@ async def add_ranks(transport: Transport, factor: int) -> int:
 
 def test_run_returns_what_rank_0_returns() -> None:
     assert processes.run(add_ranks, 3, 10) == 30
+
+
+async def add_up(transport: Transport) -> None:
+    """Take part in one reduction after the other; a rank ends as it is told to."""
+    while True:
+        order = np.zeros(2, np.int64)
+        await transport.broadcast(order)
+        if order[0] == transport.rank:
+            if order[1] > 0:
+                raise ValueError("told to raise")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order[0] < 0:
+            return
+        await transport.reduce(np.full(5, transport.rank))
+
+
+@pytest.mark.parametrize("preload", [(), ("numpy",)], ids=["spawned", "forked"])
+def test_a_world_recovers_from_killed_children(preload: tuple[str, ...]) -> None:
+    """S-LIFE-03: three times, to worlds of the same size, that leave nothing behind; the old transport stays spent."""
+    async def lead() -> None:
+        world = processes.World(3, add_up, preload=preload)
+        async with world as transport:
+            open_files = []
+            for rank in (2, 1, 2):
+                with pytest.raises(PeerFailed, match=f"rank {rank} was killed by SIGKILL"):
+                    await transport.broadcast(np.array([rank, 0]))
+                    await transport.barrier()
+                old, transport = transport, await transport.recover()
+                assert (transport.rank, transport.size, transport.lost) == (0, 3, (rank,))
+                with pytest.raises(Disconnected):
+                    await old.barrier()
+                out = np.zeros(5, np.int64)
+                await transport.broadcast(np.array([0, 0]))
+                await transport.reduce(np.zeros(5, np.int64), out)
+                assert (out == 3).all()
+                open_files.append(len(os.listdir("/proc/self/fd")))
+            assert open_files[2] == open_files[1] == open_files[0]
+            await transport.broadcast(np.array([-1, 0]))
+
+    asyncio.run(lead())
+
+
+def test_a_child_that_raised_would_do_so_again() -> None:
+    async def lead() -> None:
+        async with processes.World(2, add_up) as transport:
+            with pytest.raises(PeerFailed, match="told to raise"):
+                await transport.broadcast(np.array([1, 1]))
+                await transport.barrier()
+            with pytest.raises(PeerFailed, match="told to raise"):
+                await transport.recover()
+
+    with pytest.raises(PeerFailed):
+        asyncio.run(lead())
+
+
+def test_only_rank_0_of_processes_recovers() -> None:
+    async def lead() -> None:
+        async with processes.World(1, add_up) as transport:
+            assert not transport.recoverable
+            with pytest.raises(Disconnected, match="does not outlive"):
+                await transport.recover()
+
+    asyncio.run(lead())
