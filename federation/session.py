@@ -85,7 +85,9 @@ class Session:
 
     @property
     def _finished(self) -> bool:
-        return self._found is not None and self._found.round >= self.config.trainer_config.max_rounds
+        """A run that was killed between its last checkpoint and its summary is not."""
+        return (self._found is not None and self._found.round >= self.config.trainer_config.max_rounds
+                and self.folder.has_summary)
 
     async def lead(self, parts: Parts, transport: Transport, threads: Mapping[str, int]) -> RunResult:
         """Run the trainer to its end, or to a signal or the end of the job's time (Stopped, once a checkpoint is written).

@@ -19,6 +19,7 @@ import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
-from node_comm import memory
+from node_comm import fork_server, memory
 from node_comm.errors import CommError, Disconnected, PeerFailed, Unavailable
 from node_comm.frames import Ended, Failed, Hello, Report
 from node_comm.process_transport import ProcessTransport
@@ -184,9 +185,11 @@ class World:
     def _start(self) -> None:
         resource_tracker.ensure_running()  # else the first start does it, and lets go of the signals held back below
         context: Any = multiprocessing.get_context("forkserver" if self._preload else "spawn")
+        env = self._env
         if self._preload:
-            context.set_forkserver_preload(self._preload)
-        with _environment(self._env), _interrupts_held_back():
+            context.set_forkserver_preload([fork_server.__name__, *self._preload])
+            env = {**env, fork_server.FOLDER: multiprocessing.util.get_temp_dir()}
+        with _environment(env), _interrupts_held_back():
             for rank in range(1, self.size):
                 child = context.Process(
                     target=_child, name=f"rank {rank}",

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,6 +73,34 @@ def kill_tree(pid: int) -> None:
     for child in _descendants(pid):
         _kill(child)
     _kill(pid)
+    sweep()
+
+
+def sweep() -> None:
+    """Remove what processes could not that had been killed all at once: Open MPI's files, and multiprocessing's folders."""
+    sockets = Path("/proc/net/unix").read_text()
+    for folder in Path(tempfile.gettempdir()).glob("*"):
+        owner = re.fullmatch(r"(?:ompi|prted)\.(\d+)", folder.name)
+        if (owner and not _lives(int(owner[1]))) or (
+                folder.name.startswith("pymp-") and folder.name not in sockets):
+            shutil.rmtree(folder, ignore_errors=True)
+    for segment in Path("/dev/shm").glob("sm_segment.*"):
+        if not any(segment.name in _maps(entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
+            segment.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _maps(process: Path) -> str:
+    try:
+        return (process / "maps").read_text()
+    except OSError:
+        return ""
 
 
 def _kill(pid: int) -> None:

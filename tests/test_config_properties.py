@@ -44,7 +44,7 @@ CONFIGS = st.fixed_dictionaries({"components": st.just({"learner": PLAIN})}, opt
 })
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @example({"components": {"learner": PLAIN}, "output_dir": "\x85", "data": {"root": "a\u2028 \n \tb\r\n"}})
 @given(CONFIGS)
 def test_round_trip(tmp_path_factory, mapping):

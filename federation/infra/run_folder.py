@@ -135,6 +135,11 @@ class RunFolder:
         except OSError as error:
             raise FederationError(f"cannot write {path}: {error.strerror or error}") from error
 
+    @property
+    def has_summary(self) -> bool:
+        """Whether a run has come to its end here."""
+        return (self.path / "summary.json").exists()
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole or not at all. Values as in `log_metrics`, None kept as null."""
         path = self.path / "summary.json"

@@ -179,7 +179,7 @@ def test_without_a_launcher_the_world_has_one_rank() -> None:
 def test_a_job_that_hangs_is_killed_with_all_its_ranks() -> None:
     """S-PKG-03: the tests' own time limit leaves no process behind, and shows what was written."""
     with pytest.raises(pytest.fail.Exception, match="did not end within") as caught:
-        run_program(2, "hang", timeout=20)
+        run_program(2, "hang", timeout=8)
     ranks = [int(pid) for pid in re.findall(r"process (\d+) hangs", str(caught.value))]
     assert len(ranks) == 2, str(caught.value)
     deadline = time.monotonic() + 20  # a killed process may still have to be scheduled once, to die

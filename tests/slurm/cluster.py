@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.mpi_helper import sweep
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "squeue")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 NODES = ("n1", "n2", "n3")
@@ -122,6 +124,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue  # it ended by itself
+        sweep()
 
     def processes(self, *words: str) -> list[int]:
         """Processes that came out of this cluster's jobs and steps and whose command lines hold all of `words`."""

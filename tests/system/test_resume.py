@@ -42,6 +42,14 @@ def test_resume_of_a_finished_run_changes_nothing(launch):
         assert "25" in again.stdout + again.stderr
 
 
+def test_killed_between_the_last_checkpoint_and_the_summary(launch):
+    """S-CKPT-01: all rounds are done, but the run has not said so; a resumed one does, and trains nothing."""
+    run = launch(mode="serial", settings=SETTINGS)
+    wanted = run.result
+    (run.folder / "summary.json").unlink()
+    assert launch("--resume", folder=run.folder, settings=SETTINGS, mode="parallel").result == wanted
+
+
 def test_more_rounds_go_on_from_the_end(launch):
     """S-CKPT-08 b: rounds 26 to 30 are trained, and the end is that of a run of 30 rounds."""
     longer = [*SETTINGS, "trainer_config.max_rounds=30"]
