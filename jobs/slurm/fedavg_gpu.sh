@@ -47,7 +47,8 @@ DEVICE=${DEVICE:-cuda}
 
 # The launcher: mpirun of the MPI library that mpi4py uses. Or srun, where `srun --mpi=list` shows the PMIx that this
 # library was built with; another one starts worlds of one rank each, which the program refuses. Never one in the other.
-launcher=(mpirun --map-by "slot:PE=$OMP_NUM_THREADS" --bind-to core)
+# ULFM=yes sbatch ... lets the run outlive killed ranks (Open MPI 5; it moves messages without UCX then).
+launcher=(mpirun ${ULFM:+--with-ft ulfm} --map-by "slot:PE=$OMP_NUM_THREADS" --bind-to core)
 # launcher=(srun --mpi=pmix --cpus-per-task="$OMP_NUM_THREADS" --cpu-bind=cores)
 
 "${launcher[@]}" python -m federation.launch "$@" --output_dir "$OUTPUT" --resume auto \

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,27 @@ def test_a_killed_rank(cluster, submit, expected):
     job.finish()
     assert resumed_after(job.log) >= 2
     assert job.result == expected
+
+
+def test_a_killed_rank_is_outlived(cluster, submit, expected):
+    """S-LIFE-03: with ULFM the same job goes on without it."""
+    job = submit("fedavg.sh", *SHAPE, settings=[*SETTINGS, SLOW], ULFM="yes")
+    job.reach(3)
+    os.kill(rank(cluster, 3), signal.SIGKILL)
+    assert job.finish()["Restarts"] == "0"
+    assert "rank 3 lost" in job.log
+    assert job.result == expected
+
+
+def test_submit_writes_a_script_that_runs(cluster, tmp_path, expected):
+    """`python -m federation.slurm submit`, from a shell that has no environment activated."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "federation.slurm", "submit", "--nodes", "3", "--ntasks-per-node", "2", "--time", "5",
+         "--job-name", "mine", "--output_dir", "here", "--set", *SETTINGS],
+        cwd=tmp_path, env=cluster.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True).stdout
+    number = int(re.search(r"Submitted batch job (\d+)", shown)[1])
+    assert cluster.wait_for(number, "COMPLETED", 120)["ExitCode"] == "0:0"
+    assert Finished(0, "", "", tmp_path / "here", 0).result == expected
 
 
 def test_signals_to_other_ranks_change_nothing(cluster, submit, expected):

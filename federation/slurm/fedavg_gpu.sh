@@ -1,0 +1,1 @@
+../../jobs/slurm/fedavg_gpu.sh
