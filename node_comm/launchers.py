@@ -23,6 +23,9 @@ class _Launcher(NamedTuple):
     local_ranks: Sequence[str]
 
 
+#: Tells a child of `processes.World` its place among the children.
+WORKER = "NODE_COMM_WORKER"
+
 _MPI_LAUNCHERS = (
     _Launcher("Open MPI's mpirun", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",),
               ("OMPI_COMM_WORLD_LOCAL_SIZE",), ("OMPI_COMM_WORLD_LOCAL_RANK",)),
@@ -34,6 +37,7 @@ _MPI_LAUNCHERS = (
               ("JSM_NAMESPACE_LOCAL_SIZE",), ("JSM_NAMESPACE_LOCAL_RANK",)),
     _Launcher("flux run", ("FLUX_JOB_SIZE",), ("FLUX_TASK_RANK",), (), ("FLUX_TASK_LOCAL_ID",)),
     _Launcher("a launcher that speaks PMIx", (), ("PMIX_RANK",), (), ()),
+    _Launcher("a world of processes", (), (), (), (WORKER,)),
 )
 _SRUN = _Launcher("srun", ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"), ("SLURM_PROCID",),
                   (), ("SLURM_LOCALID",))

@@ -32,7 +32,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
-from node_comm import fork_server, memory
+from node_comm import fork_server, launchers, memory
 from node_comm.errors import CommError, Disconnected, PeerFailed, Unavailable
 from node_comm.frames import Ended, Failed, Hello, Report
 from node_comm.process_transport import ProcessTransport
@@ -372,7 +372,7 @@ def _interrupts_held_back() -> Iterator[None]:
 def _child(rank: int, size: int, reader: Connection, writers: Sequence[Connection], env: Mapping[str, str], main: Main,
            args: Sequence[Any]) -> None:
     """The whole life of a child."""
-    os.environ.update(env)
+    os.environ.update({**env, launchers.WORKER: str(rank - 1)})
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

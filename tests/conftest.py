@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.process
+import multiprocessing.util
 import os
 import re
 import shutil
@@ -23,8 +24,8 @@ settings.load_profile("suite")
 MARK = "FEDERATION_TEST_SUITE"
 #: Seconds that processes and files of the last tests are given to go.
 PATIENCE = 15.0
-#: Folders that pytest and Open MPI make once a machine and user.
-SHARED_FOLDERS = re.compile(r"pytest-of-.*|ompi\.[^.]*\.\d+")
+#: Folders that pytest, torch and Open MPI make once a machine and user.
+SHARED_FOLDERS = re.compile(r"pytest-of-.*|torchinductor_.*|ompi\.[^.]*\.\d+")
 #: Children of the suite's own process, that Python's multiprocessing starts once and that end with it.
 OWN_SERVICES = re.compile(rb"multiprocessing\.(resource_tracker|forkserver)")
 
@@ -45,7 +46,8 @@ def _nothing_is_left_behind() -> Iterator[None]:
     del os.environ[MARK], os.environ["TMPDIR"]
     if before is not None:
         os.environ["TMPDIR"] = before
-    shutil.rmtree(folder)
+    # After multiprocessing has removed its own.
+    multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder,), kwargs={"ignore_errors": True}, exitpriority=-200)
     assert left == [], "\n".join(left)
 
 

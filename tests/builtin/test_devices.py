@@ -40,6 +40,34 @@ def test_the_device_goes_by_local_rank(gpus, name, count, local_rank, wanted):
     assert choose_device(name, environ) == torch.device(wanted)
 
 
+def test_nine_ranks_on_two_hosts_with_four_gpus_each(gpus):
+    """S-HPC-05: ranks 0 to 4, of which 0 serves, and 5 to 8: no GPU for two that train, and none that is not there."""
+    gpus(4)
+
+    def device(local_rank: int, size: int) -> int:
+        environ = {"OMPI_COMM_WORLD_SIZE": "9", "OMPI_COMM_WORLD_LOCAL_RANK": str(local_rank),
+                   "OMPI_COMM_WORLD_LOCAL_SIZE": str(size)}
+        return choose_device("cuda", environ).index
+
+    assert sorted(device(rank, 5) for rank in range(1, 5)) == [0, 1, 2, 3]
+    assert [device(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+
+
+def test_a_restriction_of_slurm_is_left_alone(gpus):
+    """S-HPC-05: where CUDA_VISIBLE_DEVICES leaves one GPU, torch counts one, and it is number 0."""
+    gpus(1)
+    environ = {"CUDA_VISIBLE_DEVICES": "2", "SLURM_STEP_ID": "0", "SLURM_PROCID": "6", "SLURM_LOCALID": "3", "SLURM_NTASKS": "8"}
+    before = dict(environ)
+    assert choose_device("cuda", environ).index == 0
+    assert environ == before
+
+
+def test_worker_processes_share_the_gpus(gpus):
+    """S-HPC-05: in parallel mode, where no launcher tells."""
+    gpus(2)
+    assert [choose_device("cuda", {"NODE_COMM_WORKER": str(worker)}).index for worker in range(3)] == [0, 1, 0]
+
+
 def test_the_device_goes_by_slurms_local_rank(gpus):
     gpus(4)
     step = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "6", "SLURM_LOCALID": "2", "SLURM_NTASKS": "8"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from node_comm import CommError, Disconnected, PeerFailed, Transport, processes
+from node_comm import CommError, Disconnected, PeerFailed, Transport, launchers, processes
 from tests.node_comm.contract import CHECKS, CLOSING_CHECKS, Check, name_of
 
 
@@ -410,7 +410,7 @@ async def report_environment(transport: Transport) -> bytes | None:
     if transport.rank == 0:
         return (await transport.recv(1)).header
     handlers = f"{signal.getsignal(signal.SIGINT)!r} {signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())}"
-    await transport.send(0, f"{os.environ['OMP_NUM_THREADS']} {handlers}".encode())
+    await transport.send(0, f"{os.environ['OMP_NUM_THREADS']} {launchers.local_rank(os.environ)} {handlers}".encode())
     return None
 
 
@@ -419,7 +419,7 @@ def test_environment_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     header = processes.run(report_environment, 2, env={"OMP_NUM_THREADS": "3", "NODE_COMM_TEST": "1"})
-    assert header == f"3 {signal.Handlers.SIG_IGN!r} False".encode()
+    assert header == f"3 0 {signal.Handlers.SIG_IGN!r} False".encode()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "NODE_COMM_TEST" not in os.environ
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
