@@ -15,10 +15,11 @@ import msgspec
 
 from federation.config import Config, revealed
 from federation.core.aggregator import Aggregator
-from federation.core.learner import Learner
+from federation.core.learner import Context, Learner
 from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
+from federation.core.weights import Weights
 from federation.data.cache import cache_folder
 from federation.data.load import clients_test_samples, column_of, load_dataset, load_partition
 from federation.data.manager import DataManager
@@ -28,9 +29,12 @@ from federation.errors import ConfigError, RoundError
 from federation.infra.recorder import Recorder
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost, allocator
+from federation.node.open_server import OpenServerNode
+from federation.node.proxy import partition_client
 from federation.node.server import ServerNode
 from federation.registry.registry import load_plugins, resolve
 from node_comm import Transport
+from node_comm.star import Star
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Parts:
     def make_server(self, transport: Transport) -> ServerNode:
         """Rank 0's node."""
         config = self.config.trainer_config
+        if isinstance(transport, Star):
+            return OpenServerNode(transport=transport, host=self.make_host(transport), setup=remote_setup(self.config, self),
+                                  round_timeout=config.round_timeout, expected=self.config.num_clients)
         host = self.make_host(transport, trains=config.server_hosts_clients or transport.size == 1)
         return ServerNode(transport=transport, host=host, hosts_clients=config.server_hosts_clients, setup=setup(self.config),
                           placement=config.placement, round_timeout=config.round_timeout)
@@ -77,6 +84,19 @@ class Parts:
         """Any other rank's node."""
         return ClientNode({"node_id": f"rank_{transport.rank}"}, transport=transport, host=self.make_host(transport),
                           setup=setup(self.config), round_timeout=self.config.trainer_config.round_timeout)
+
+    def make_remote_client(self, transport: Transport) -> ClientNode:
+        """The node of one client of a network: a share of the partition, or the whole of data of its own."""
+        client_id, name, host = self.config.client_id, client_name(self.config), self.make_host(transport)
+        hosts = {}
+        if self.data is None or host.learner is None:
+            raise ConfigError("data.enabled: false: a client in mode client has its data from the configuration")
+        if isinstance(client_id, int):
+            hosts[name] = int(self.data.sizes[client_id])
+        else:
+            host.own[name] = host.learner
+            host.learner.bind(self.data.client(0, 1), Context(name, 0, self.config.seed))
+        return ClientNode({"node_id": name}, transport=transport, host=host, setup=remote_setup(self.config, self), hosts=hosts)
 
     def make_trainer(self, server: ServerNode, recorder: Recorder) -> Trainer:
         """The trainer; of the services below, its constructor gets by name those that it asks for."""
@@ -128,6 +148,17 @@ def load_data(config: Config) -> DataManager:
                             **msgspec.structs.asdict(data.transforms))
     return DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,
                        test_partition=test_partition, client_validation_fraction=data.client_validation_fraction)
+
+
+def client_name(config: Config) -> str:
+    """The name under which a client of a network comes."""
+    return partition_client(config.client_id) if isinstance(config.client_id, int) else str(config.client_id)
+
+
+def remote_setup(config: Config, parts: Parts) -> dict[str, str]:
+    """What a server and a client of a network must have in common: the seed of all draws, and the model's layout."""
+    layout = Weights.of(parts.make_model().get_weights()).layout
+    return {"seed": str(config.seed), "model": str(layout.to_dict())}
 
 
 def setup(config: Config) -> dict[str, str]:

@@ -9,6 +9,7 @@ from federation.config_schema import AvailabilityConfig, Config, LatencyConfig, 
 from federation.data.latency import Latency
 from federation.data.sampling import cohort_size_of
 from federation.errors import ConfigError
+from node_comm.addresses import is_loopback
 
 Sound = Callable[..., bool]
 Broken = tuple[str, str]
@@ -135,11 +136,27 @@ def _network(config: Config, sound: Sound) -> Iterator[Broken]:
         return
     if transport.address is None and sound("transport.address", "mode"):
         yield "transport.address", f"is missing: mode {config.mode} needs the server's address, as host:port"
-    is_server = "server" in (config.mode, config.role)
-    if is_server and not transport.insecure and not (tls.cert and tls.key) and sound("transport.tls.cert",
-                                                                                    "transport.tls.key"):
-        yield "transport.tls", ("a server needs cert and key; where everyone may read the network's traffic, say "
-                                "transport.insecure: true")
+    is_server = config.mode == "server" or (config.mode == "distributed" and config.role == "server")
+    is_near = transport.address is not None and is_loopback(transport.address)
+    if is_server and not transport.insecure and not is_near and not (tls.cert and tls.key) and sound(
+            "transport.tls.cert", "transport.tls.key", "transport.address"):
+        yield "transport.tls", ("a server that others can reach needs cert and key (python -m federation.certs makes some); "
+                                "where everyone may read the network's traffic, say transport.insecure: true")
+    if not is_server and not transport.insecure and not is_near and not (tls.ca or tls.cert) and sound(
+            "transport.tls.ca", "transport.address"):
+        yield "transport.tls", ("a client needs ca, the authority that signed the server's certificate; where everyone may "
+                                "read the network's traffic, say transport.insecure: true")
+    if not is_server and config.client_id is None and sound("client_id"):
+        yield "client_id", ("is missing: the index of this client's share of the data (0, 1, ...), or a name where the data "
+                            "are its own")
+    if not is_server and isinstance(config.client_id, int) and config.client_id >= config.num_clients and sound(
+            "client_id", "num_clients"):
+        yield "client_id", (f"{config.client_id} is no share of num_clients: {config.num_clients}, which are 0 to "
+                            f"{config.num_clients - 1}")
+    if is_server and config.trainer_config.server_hosts_clients and sound("trainer_config.server_hosts_clients"):
+        yield "trainer_config.server_hosts_clients", "true is for MPI; over a network, clients train where they are"
+    if is_server and config.components.trainer == "federated.trainer.async" and sound("components.trainer"):
+        yield "components.trainer", "federated.trainer.async does not work over a network yet; use rounds, or MPI"
     if transport.token is not None and transport.token.is_masked:
         yield "transport.token", "*** is how a saved configuration shows it; give it again, best as '${env:NAME}'"
 

@@ -217,6 +217,13 @@ class TransportConfig(Section, frozen=True, kw_only=True):
     address: Annotated[str | None, Meta(description="host:port of the server, in modes server and client.")] = None
     tls: Annotated[TlsConfig, Meta(description="Certificates.")] = TlsConfig()
     token: Annotated[Secret | None, Meta(description="A secret that clients show to the server.")] = None
+    tokens: Annotated[dict[str, Secret], Meta(description="On the server: a secret for each client, by its name (a share of "
+                                              "the partition is called client_0, client_1, ...).")] = {}
+    clients: Annotated[list[str] | None, Meta(description="On the server: the names that may come in. null: any.")] = None
+    patience: Annotated[float | None, Meta(gt=0, description="On a client: how long it tries to reach a server that is not "
+                                           "there, in seconds. null: for ever.")] = 60.0
+    max_message_bytes: Annotated[int, Meta(ge=1, description="On the server: the largest array that is taken from a client "
+                                           "whose size is not known before.")] = 2**30
     insecure: Annotated[bool, Meta(description="true: without TLS, readable for the whole network.")] = False
 
 

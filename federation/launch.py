@@ -54,12 +54,22 @@ def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool 
             return _run_parallel(config, resume, quiet)
         case "mpi":
             return _run_mpi(config, resume, quiet)
-    raise ConfigError(f"mode {mode!r} is not available yet; use serial, parallel or mpi")
+        case "server":
+            from federation.network import run_server
+
+            return run_server(config, resume, quiet, _lead)
+        case "client":
+            from federation.network import run_client
+
+            return run_client(config)
+    raise AssertionError(mode)
 
 
 def choose_mode(config: Config, environ: Mapping[str, str]) -> str:
     """The mode that `config.mode` means here. ConfigError where it contradicts the MPI launcher."""
     launched = launchers.launched_size(environ) or 1
+    if config.mode == "distributed":
+        return str(config.role)
     if config.mode == "auto":
         return "mpi" if launched > 1 else "serial"
     if config.mode != "mpi" and launched > 1:
@@ -177,7 +187,7 @@ def report(error: BaseException, rank: int = 0) -> int:
             status = BAD_CONFIG
         case Stopped():
             print(f"{who}{error}", file=sys.stderr)
-            status = STOPPED if error.checkpoint else FAILED
+            status = STOPPED if error.checkpoint or error.is_client else FAILED
         case SystemExit(code=int() as code):
             status = code
         case DataError():

@@ -40,8 +40,12 @@ class Stopped(FederationError):
     `checkpoint` is the file to resume from, None where the trainer keeps none.
     """
 
-    def __init__(self, name: str, checkpoint: Path | None) -> None:
+    def __init__(self, name: str, checkpoint: Path | None, is_client: bool = False) -> None:
         self.checkpoint = checkpoint
+        self.is_client = is_client
+        if is_client:
+            super().__init__(f"stopped by {name}; the server goes on without this client, which may come back")
+            return
         kept = f"resume from {checkpoint} with --resume" if checkpoint else "this trainer keeps no checkpoint"
         super().__init__(f"stopped by {name}; {kept}")
 
@@ -106,7 +110,7 @@ class Session:
             if self._resume is not None:
                 self._go_on(trainer, recorder, self._found)
             await server.start()
-            if transport.recoverable:
+            if transport.recoverable and transport.size > 1:
                 logger.info("this run outlives the loss of ranks (%s)", "ULFM" if self.mode == "mpi" else "workers are replaced")
             survival = Survival(trainer, lambda: self._start_over(parts, server, recorder))
             await self._run_or_stop(survival, recorder)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from federation.core.trainer import Trainer
+from federation.errors import RoundError
 from federation.infra.checkpoint import Snapshot
 from node_comm import Disconnected, PeerFailed
 
@@ -48,6 +49,8 @@ class Survival:
     bits. Where what clients keep is lost with their rank, `start_over` gives a trainer that goes on from the last
     checkpoint. `trainer` is the one that runs at present; with `ending` set, no loss is made good any more.
 
+    Over a network, a round that too few clients have brought to its end is done again with those who are there.
+
     A run that loses ranks again and again in the same round (a client whose code ends its process, say) gives up.
     """
 
@@ -66,10 +69,15 @@ class Survival:
                 await self.trainer.run()
                 await server.stop()
                 return
-            except Disconnected as error:
-                if not server.recoverable or self.ending or not self._may_go_on(error):
+            except (Disconnected, RoundError) as error:
+                goes_on = server.recoverable if isinstance(error, Disconnected) else server.is_open
+                if not goes_on or self.ending or not self._may_go_on(error):
                     raise
                 loss = error
+            if isinstance(loss, RoundError):
+                logger.warning("%s", loss)
+                self._rewind()
+                continue
             began = time.monotonic()
             await server.recover()
             await server.wait_for_clients(0)
@@ -77,14 +85,14 @@ class Survival:
             logger.warning("%s: going on after round %d with %d ranks, %.3f s later", describe(server.node.transport.lost, loss),
                            round, server.node.transport.size, time.monotonic() - began)
 
-    def _may_go_on(self, loss: Disconnected) -> bool:
+    def _may_go_on(self, loss: Exception) -> bool:
         if not isinstance(self.trainer, Resumable):
             return False
         reached = self.trainer.round
         self._lost = 1 if reached > self._round else self._lost + 1
         self._round = reached
         if self._lost > ATTEMPTS:
-            logger.error("ranks were lost %d times since round %d was done: giving up", self._lost, reached)
+            logger.error("the round after %d has failed %d times: giving up", reached, self._lost)
             return False
         return True
 

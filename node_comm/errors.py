@@ -4,6 +4,7 @@
     +-- AddressError                no such rank or node
     +-- BufferMismatch              a buffer's dtype, shape or memory order does not fit
     +-- Unavailable                 the transport cannot work here (no MPI, wrong launcher, ...)
+    +-- ProtocolError               a peer does not keep to the protocol
     +-- Timeout                     a peer did not answer in time
     +-- Disconnected                a peer is gone, or this end has been closed
         +-- PeerFailed              a rank of a world of processes died or raised
@@ -28,6 +29,10 @@ class BufferMismatch(CommError):
 
 class Unavailable(CommError):
     """The transport cannot be used here; the message says what is missing and what to do."""
+
+
+class ProtocolError(CommError):
+    """What a peer sends does not keep to the protocol; the peer is let go."""
 
 
 class Timeout(CommError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -15,9 +16,16 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from node_comm.arrays import Description
-from node_comm.errors import CommError, Disconnected, Timeout
+from node_comm.errors import CommError, Disconnected, ProtocolError, Timeout
 from node_comm.message import Codec, Failure, Heartbeat, Message
+from node_comm.star import Star
 from node_comm.transport import Received, Transport
+from node_comm.wire import Adding, Discarded, Sink
+
+logger = logging.getLogger(__name__)
+
+#: The largest array that a server takes from a client that was not asked for one, in bytes.
+UNASKED_BYTES = 1 << 16
 
 Result = TypeVar("Result")
 
@@ -29,6 +37,12 @@ class Incoming(NamedTuple):
     message: Message
     buffer: np.ndarray | None
     request: int
+
+
+class Lost(Message, frozen=True):
+    """Not sent by anybody: this node's note that a peer of an open world is gone."""
+
+    reason: str
 
 
 class RemoteFailure(CommError):
@@ -48,7 +62,7 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 class _Pending(NamedTuple):
     dest: int
     future: asyncio.Future[tuple[Message, np.ndarray | None]]
-    into: np.ndarray | None
+    into: np.ndarray | Adding | None
 
 
 class Node:
@@ -70,6 +84,8 @@ class Node:
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
         self._ended = asyncio.Event()
+        if isinstance(transport, Star):
+            transport.sink, transport.on_lost = self._sink, self._lost
 
     async def start(self) -> None:
         """Begin to read the transport."""
@@ -90,13 +106,17 @@ class Node:
         """Send `message` to rank `dest`; no reply is expected. `buffer` is borrowed until this returns."""
         await self.transport.send(dest, self._codec.encode(message), buffer)
 
+    def encode(self, message: Message) -> bytes:
+        """The header bytes of a message that wants no reply."""
+        return self._codec.encode(message)
+
     async def request(self, dest: int, message: Message, buffer: np.ndarray | None = None, *,
-                      into: np.ndarray | None = None, timeout: float | None = None,
+                      into: np.ndarray | Adding | None = None, timeout: float | None = None,
                       ) -> tuple[Message, np.ndarray | None]:
         """Send `message` and wait for its reply: (message, array or None).
 
-        The reply's array is written into `into`, or is a new one. Raises RemoteFailure when the peer raised,
-        Timeout after `timeout` seconds, and what ended this node, if something did.
+        The reply's array is written into `into` (over a Star, it can be added to a sum), or is a new one. Raises
+        RemoteFailure when the peer raised, Timeout after `timeout` seconds, and what ended this node, if something did.
         """
         self._check_alive()
         number = next(self._numbers)
@@ -149,12 +169,39 @@ class Node:
         return float("inf") if heard is None else time.monotonic() - heard
 
     async def _pump(self) -> None:
+        transport = self.transport
         while True:
-            self._take(await self.transport.recv(into=self._destination))
+            received = await transport.recv(into=self._destination)
+            try:
+                self._take(received)
+            except CommError as error:
+                if not isinstance(transport, Star):
+                    raise
+                logger.warning("rank %d: %s", received.source, error)
+                transport.drop(received.source, f"protocol: {error}")
 
     def _destination(self, header: bytes, description: Description) -> np.ndarray | None:
         pending = self._pending.get(self._codec.open(header).reply)
-        return None if pending is None else pending.into
+        return pending.into if pending is not None and isinstance(pending.into, np.ndarray) else None
+
+    def _sink(self, source: int, header: bytes, description: Description) -> Sink:
+        """Where an array goes that comes over a Star. A server takes none that it has not asked this peer for."""
+        envelope = self._codec.open(header)
+        pending = self._pending.get(envelope.reply) if envelope.reply else None
+        if pending is not None and pending.dest == source:
+            return pending.into
+        if envelope.reply:
+            return Discarded()  # the asker gave up, or it is the second answer, or to somebody else's question
+        if self.transport.rank == 0 and description.nbytes > UNASKED_BYTES:
+            raise ProtocolError(f"{description} was not asked for")
+        return None
+
+    def _lost(self, rank: int, reason: str) -> None:
+        """A peer of an open world is gone: nobody waits for it any more, and `recv` says so."""
+        for pending in self._pending.values():
+            if pending.dest == rank and not pending.future.done():
+                pending.future.set_exception(Disconnected(f"rank {rank} is lost: {reason}"))
+        self._inbox.put_nowait(Incoming(rank, Lost(reason=reason), None, 0))
 
     def _take(self, received: Received) -> None:
         self.last_heard[received.source] = time.monotonic()

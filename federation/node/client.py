@@ -34,6 +34,7 @@ from federation.node.protocol import (
     Combine,
     Evaluate,
     FetchState,
+    FetchSum,
     FetchUpdate,
     Fit,
     Gram,
@@ -44,6 +45,7 @@ from federation.node.protocol import (
     Problem,
     Result,
     Shutdown,
+    Sum,
     Train,
     Update,
     WeightsFollow,
@@ -51,7 +53,7 @@ from federation.node.protocol import (
 from federation.node.settings import NodeSettings
 from node_comm import CommError, Disconnected, Transport
 from node_comm.message import Failure
-from node_comm.node import Incoming, Node
+from node_comm.node import Incoming, Lost, Node
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,8 @@ class ClientNode:
     """A node with one or many clients.
 
     In a program of one's own: `bind` a learner (its `data` bound or not), `start`, `connect_and_register`. The engine
-    gives a `transport` that is already connected and a `host` for clients of the shared partition, and calls `serve`.
+    gives a `transport` that is already connected and a `host` for clients of the shared partition, and calls `serve`;
+    over a network, `hosts` are the clients of the partition that this node alone has, with their samples.
 
     `config`: `node_id` (the client's name), `transport: {mode: memory|mpi}`, `threads` (compute threads of this
     process, 1 unless given: other numbers may round differently).
@@ -71,13 +74,14 @@ class ClientNode:
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
                  host: ClientHost | None = None, setup: Mapping[str, str] | None = None,
-                 round_timeout: float | None = None) -> None:
+                 round_timeout: float | None = None, hosts: Mapping[str, int] | None = None) -> None:
         settings = NodeSettings.of(config, "client")
         self.node_id = settings.node_id
         self._mode = settings.mode
         self._threads = settings.threads if host is None else None  # the engine fixes its threads itself
         self.host = host or ClientHost()
         self.round_timeout = round_timeout
+        self._hosts = dict(hosts or {})
         self._setup = dict(setup or {})
         self._transport = transport
         self._node: Node | None = None
@@ -161,7 +165,8 @@ class ClientNode:
         assert self._transport is not None
         self._node = Node(self._transport, MESSAGES, heartbeat=HEARTBEAT, beat_to=[SERVER])
         await self._node.start()
-        records = [ClientRecord(name, _samples(learner)) for name, learner in self.host.own.items()]
+        own = {name: _samples(learner) for name, learner in self.host.own.items()}
+        records = [ClientRecord(name, samples) for name, samples in (own | self._hosts).items()]
         await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, setup=self._setup))
         logger.debug("%s is registered at %s", self.node_id, server_id)
 
@@ -190,16 +195,22 @@ class ClientNode:
         node, host = self._node, self.host
         assert node is not None
         match incoming.message:
-            case WeightsFollow(layout=layout, num_model=num_model):
-                host.states.commit()
+            case WeightsFollow(layout=layout, num_model=num_model, keeps=keeps):
+                host.states.commit(keeps)
                 weights = host.expect(Layout.from_dict(layout), num_model)
-                await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
+                if incoming.buffer is not None:
+                    weights.buffer[:] = incoming.buffer
+                else:
+                    await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
             case Fit() as order:
                 await node.reply(incoming, await compute(host.fit, order))
             case Collect(limbs=limbs):
                 host.sum.ensure_limbs(limbs)
                 for limb in host.sum.limbs:
                     await node.attend(node.transport.reduce(limb, root=SERVER))
+            case FetchSum(limbs=limbs, word=word):
+                host.sum.ensure_limbs(limbs)
+                await node.reply(incoming, Sum(), host.sum.limbs[word])
             case FetchUpdate(client_id=client_id):
                 weights, metrics = host.row(client_id)
                 await node.reply(incoming, Update(metrics=plain(metrics)), weights.buffer)
@@ -222,6 +233,8 @@ class ClientNode:
                 await self._train(incoming, order)
             case Call(client_id=client_id, method=method, config=config, round=round):
                 await self._call(incoming, client_id, method, config, round)
+            case Lost(reason=reason):
+                raise Disconnected(reason)
             case Shutdown(reason=reason):
                 logger.debug("%s ends: %s", self.node_id, reason)
                 await node.reply(incoming, Leave())

@@ -50,10 +50,10 @@ class ClientStates:
         """Remember what the client wants to keep (copied)."""
         self._proposed[client_id] = Weights.of(state)
 
-    def commit(self) -> list[str]:
-        """Make what was proposed the clients' state; returns whose."""
-        changed = list(self._proposed)
-        self._current.update(self._proposed)
+    def commit(self, only: Sequence[str] | None = None) -> list[str]:
+        """Make what was proposed the clients' state (of those in `only`, if given); returns whose."""
+        changed = [client_id for client_id in self._proposed if only is None or client_id in only]
+        self._current.update({client_id: self._proposed[client_id] for client_id in changed})
         self._proposed.clear()
         return changed
 

@@ -56,6 +56,8 @@ class WeightsFollow(Message, frozen=True):
 
     layout: dict[str, Any]
     num_model: int
+    #: Over a network, the weights travel beside this message, and what was proposed counts for these clients alone.
+    keeps: list[str] | None = None
 
 
 class Fit(Message, frozen=True):
@@ -120,6 +122,18 @@ class Collect(Message, frozen=True):
 
     round: int
     limbs: int
+
+
+class FetchSum(Message, frozen=True):
+    """Send word `word` of your sum, which has `limbs` words."""
+
+    round: int
+    limbs: int
+    word: int
+
+
+class Sum(Message, frozen=True):
+    """The word asked for; it travels beside this message."""
 
 
 class FetchUpdate(Message, frozen=True):
@@ -255,6 +269,6 @@ class Shutdown(Message, frozen=True):
     reason: str
 
 
-MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchUpdate, Update, Columnwise, Gram,
+MESSAGES = (Hello, Welcome, Leave, WeightsFollow, Fit, FitReport, Collect, FetchSum, Sum, FetchUpdate, Update, Columnwise, Gram,
             Combine, Combined, Move, Moved, ClientState, FetchState, Evaluate, EvaluateReport, Train,
             Trained, Call, Result, Shutdown)

@@ -24,6 +24,7 @@ import numpy as np
 
 import node_comm
 from federation.core.aggregator import count_of
+from federation.core.matrix import Matrix
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import UpdateSum
@@ -33,6 +34,7 @@ from federation.errors import ClientError, FederationError, RoundError, UpdateEr
 from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost, allocator
+from federation.node.matrix import DistributedMatrix
 from federation.node.placement import Costs, Policy, place
 from federation.node.protocol import (
     MESSAGES,
@@ -58,11 +60,11 @@ from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
 from node_comm import CommError, Disconnected, Transport
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Node, RemoteFailure, together
+from node_comm.node import Incoming, Lost, Node, RemoteFailure, together
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R")
+R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
@@ -253,7 +255,7 @@ class ServerNode:
                        part: Part = "test") -> Evaluated:
         """Evaluate the last broadcast on `num_shards` shards of `part` of the server's samples and on that part of these
         clients' samples, shared among ranks."""
-        ranks = self.hosting_ranks()
+        ranks = self.evaluating_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
         own = self._shares(clients)
@@ -306,6 +308,10 @@ class ServerNode:
         """This rank, and all that have registered."""
         return [0, *self._ranks]
 
+    async def matrix(self, fitted: Fitted) -> Matrix:
+        """The rows of a `fit` with needs "matrix", to work on where they are."""
+        return DistributedMatrix(self, fitted)
+
     async def reduced(self, order: Collect) -> UpdateSum:
         """Bring the ranks' sums together in this rank's, one reduction for each word."""
         total = self.host.sum
@@ -324,7 +330,7 @@ class ServerNode:
             out.copy_from(weights)
             return metrics
         answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.patience)
-        return _expect(answer, Update).metrics
+        return expect(answer, Update).metrics
 
     async def tell(self, message: Message) -> None:
         """Send `message` to every other rank."""
@@ -338,6 +344,11 @@ class ServerNode:
                 yield
         except TimeoutError:
             raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether clients may come and go."""
+        return False
 
     @property
     def recoverable(self) -> bool:
@@ -370,7 +381,7 @@ class ServerNode:
         weights = Weights.zeros(self.host.model_layout) if call.method == "fit" else None
         into = None if weights is None else weights.buffer
         answer, _ = await self.node.request(rank, call, into=into, timeout=self.patience)
-        reply = _expect(answer, Result)
+        reply = expect(answer, Result)
         if reply.problem is not None:
             raise ClientError(call.client_id, reply.problem.details)
         if reply.keeps:
@@ -392,7 +403,7 @@ class ServerNode:
 
         async def ask(rank: int) -> None:
             answer, _ = await self.node.request(rank, order_of(rank))
-            reports[rank] = _expect(answer, reply)
+            reports[rank] = expect(answer, reply)
 
         async def work() -> None:
             reports[0] = await compute(here, order_of(0))
@@ -448,8 +459,9 @@ class ServerNode:
                     case Hello() as hello:
                         await self._register(node, incoming, hello)
                     case Leave():
-                        self._ranks = [rank for rank in self._ranks if rank != incoming.source]
-                        self.clients.remove_rank(incoming.source)
+                        self._gone(incoming.source, "it has left")
+                    case Lost(reason=reason):
+                        self._gone(incoming.source, reason)
                     case ClientState() as state:
                         self.host.states.receive(incoming, state)
                     case Failure(reason=reason, traceback=traceback):
@@ -458,6 +470,11 @@ class ServerNode:
                         raise CommError(f"rank {incoming.source} sent {type(other).__name__}, which is not for the server")
         except Exception as error:
             node.fail(error)
+
+    def _gone(self, rank: int, reason: str) -> None:
+        """A rank takes part no more."""
+        self._ranks = [known for known in self._ranks if known != rank]
+        self.clients.remove_rank(rank)
 
     async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
         differing = [f"{key}: {self._setup.get(key)!r} here, {value!r} there"
@@ -485,6 +502,10 @@ class ServerNode:
         """Ranks that clients can be placed on; rank 0 only where asked for, or where there is no other."""
         return [0, *self._ranks] if self._hosts_clients or not self._ranks else self._ranks
 
+    def evaluating_ranks(self) -> list[int]:
+        """Ranks that evaluate the server's samples."""
+        return self.hosting_ranks()
+
     def _named(self, arrays: Sequence[np.ndarray]) -> Weights:
         """A plain sequence as Weights, under the names that earlier weights had."""
         if self.host.weights is None:
@@ -495,7 +516,8 @@ class ServerNode:
 
 
 
-def _expect(message: Message, wanted: type[R]) -> R:
+def expect(message: Message, wanted: type[R]) -> R:
+    """`message`, which must be a `wanted`."""
     if not isinstance(message, wanted):
         raise CommError(f"a rank answered with {type(message).__name__}; wanted {wanted.__name__}")
     return message

@@ -37,6 +37,26 @@ class StateKeeper:
         self._changed.update(self._proposed)
         self._proposed = {}
 
+    @property
+    def proposed(self) -> list[str]:
+        """The clients that will keep something new if the round commits."""
+        return sorted(self._proposed)
+
+    def lose(self, rank: int) -> list[str]:
+        """`rank` is gone, and will not be asked again: its clients live here now, as of the last copy; returns those of whom
+        there is none, who begin anew."""
+        forgotten = []
+        for client_id in [client_id for client_id, home in self.homes.items() if home == rank]:
+            copy = self._copies.get(client_id)
+            if copy is None or client_id in self._changed:
+                del self.homes[client_id]
+                forgotten.append(client_id)
+            else:
+                self._here.put(client_id, copy)
+                self.homes[client_id] = 0
+        self._proposed = {client_id: home for client_id, home in self._proposed.items() if home != rank}
+        return forgotten
+
     def note(self, client_id: str, rank: int) -> None:
         """This client keeps something new on `rank`, outside of any round."""
         self.homes[client_id] = rank

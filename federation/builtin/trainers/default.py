@@ -19,7 +19,6 @@ from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.timer import Timer
-from federation.node.matrix import DistributedMatrix
 from federation.node.round import Fitted, Plan, check_problems, check_updates
 from federation.node.server import ServerNode
 
@@ -112,7 +111,7 @@ class DefaultTrainer(Trainer):
     async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
         """What the aggregator needs of the clients' updates: their mean, what it makes of the matrix, or every row."""
         if isinstance(self.aggregator, MatrixAggregator):
-            await self.aggregator.step(DistributedMatrix(self.server, fitted), self._spare)
+            await self.aggregator.step(await self.server.matrix(fitted), self._spare)
             return self._spare
         if isinstance(self.aggregator, MeanAggregator):
             divisor, stats = self.aggregator.divisor, fitted.stats(len(self.server.clients))

@@ -1,0 +1,102 @@
+"""Modes server and client: a run across machines, over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from federation.assemble import assemble, client_name
+from federation.config import Config, TransportConfig
+from federation.infra.threads import apply_threads, available_cores, resolve_threads
+from federation.session import STOP_SIGNALS, RunResult, Stopped
+from node_comm.addresses import is_loopback
+from node_comm.grpc_channel import Certificates
+from node_comm.grpc_client import Way, connect
+from node_comm.grpc_server import Door, GrpcServer
+
+logger = logging.getLogger(__name__)
+
+Lead = Callable[..., Awaitable[Any]]
+
+
+def run_server(config: Config, resume: str | None, quiet: bool, lead: Lead) -> Any:
+    """Listen, and run the trainer over the clients that come. Raises Unavailable where it cannot listen."""
+    apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
+
+    async def serve() -> Any:
+        transport = await GrpcServer.open(door_of(config.transport))
+        _warn(config.transport)
+        try:
+            return await lead(config, "server", transport, resume, quiet)
+        finally:
+            await transport.close()
+
+    return asyncio.run(serve())
+
+
+def run_client(config: Config) -> RunResult:
+    """Train for the server until the run is over; a connection that is lost is made anew.
+
+    Raises Refused where the server says no, Unavailable where it is not there for `transport.patience` seconds, Stopped after
+    a signal.
+    """
+    apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
+
+    async def take_part() -> None:
+        parts = assemble(config)
+        apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
+        _warn(config.transport)
+        transport = await connect(way_of(config))
+        client = parts.make_remote_client(transport)
+        loop = asyncio.get_running_loop()
+        serving = asyncio.ensure_future(client.serve())
+        stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+        def ask(received: signal.Signals) -> None:
+            if not stop.done():
+                stop.set_result(received)
+
+        for received in STOP_SIGNALS:
+            loop.add_signal_handler(received, ask, received)
+        both: set[asyncio.Future[Any]] = {serving, stop}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            return serving.result()
+        await client.stop()
+        serving.cancel()
+        raise Stopped(stop.result().name, None, is_client=True)
+
+    asyncio.run(take_part())
+    return RunResult(mode="client")
+
+
+def door_of(transport: TransportConfig) -> Door:
+    """Where the server of a configuration listens, and whom it lets in."""
+    assert transport.address is not None
+    token = None if transport.token is None else transport.token.reveal()
+    return Door(address=transport.address, certificates=_certificates(transport), token=token, names=transport.clients,
+                tokens={name: secret.reveal() for name, secret in transport.tokens.items()},
+                most_bytes=transport.max_message_bytes)
+
+
+def way_of(config: Config) -> Way:
+    """How the client of a configuration reaches its server."""
+    transport = config.transport
+    assert transport.address is not None
+    token = None if transport.token is None else transport.token.reveal()
+    return Way(address=transport.address, name=client_name(config), certificates=_certificates(transport), token=token,
+               patience=transport.patience)
+
+
+def _certificates(transport: TransportConfig) -> Certificates:
+    tls = transport.tls
+    return Certificates(tls.ca, tls.cert, tls.key)
+
+
+def _warn(transport: TransportConfig) -> None:
+    if transport.insecure and not is_loopback(transport.address or ""):
+        logger.warning("transport.insecure: weights and tokens go over the network in clear, and anyone may read and change them")

@@ -1,0 +1,291 @@
+"""The server of an open world: clients come over a network with their own data, go, and may come back.
+
+A round is that of those who are there when it begins. Who is lost, late, or breaks a rule while it trains is left out of it,
+named, and the others count; who is lost while the updates are brought together has the round done again without it
+(RoundError, which the run answers by another attempt). Newcomers take part from the next round on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from federation.core.matrix import LocalMatrix, Matrix
+from federation.core.metrics import MetricSum
+from federation.core.types import WeightsLike
+from federation.core.updates import UpdateSum
+from federation.core.weights import Weights
+from federation.errors import FederationError, RoundError
+from federation.node.compute import compute
+from federation.node.protocol import (
+    Collect,
+    EvaluateReport,
+    FetchSum,
+    FetchUpdate,
+    Fit,
+    FitReport,
+    Hello,
+    Problem,
+    Sum,
+    WeightsFollow,
+    Welcome,
+)
+from federation.node.proxy import ClientProxy, ClientTable
+from federation.node.round import Fitted, Plan
+from federation.node.server import PATIENCE, ServerNode, expect
+from node_comm import CommError, Disconnected, Timeout
+from node_comm.message import Failure, Message
+from node_comm.node import Incoming, Node, together
+from node_comm.star import Star
+from node_comm.wire import Adding
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Message)
+Order = TypeVar("Order", bound=Message)
+
+#: A client that says nothing for so long (seconds; it says something every five) is taken for lost.
+SILENCE = 30.0
+#: Words of an exact sum that a client may have the server make room for.
+MOST_LIMBS = 64
+#: The most samples that a client may say it has.
+MOST_SAMPLES = 2**40
+
+
+class OpenServerNode(ServerNode):
+    """See the module. `expected` clients are waited for before the first round; later, as many as a round needs."""
+
+    def __init__(self, *, expected: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.clients = ClientTable()
+        self._expected = expected
+        self._newcomers: dict[int, list[ClientProxy]] = {}
+        self._absent: dict[int, str] = {}  # those who were asked in this round and did not answer, and why
+        self._contributors: list[int] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether clients may come and go."""
+        return True
+
+    @property
+    def star(self) -> Star:
+        """The transport below."""
+        transport = self.node.transport
+        assert isinstance(transport, Star)
+        return transport
+
+    async def start(self) -> None:
+        """See ServerNode."""
+        await super().start()
+        self._watching = asyncio.create_task(self._watch(), name=f"{self.node_id} watching")
+
+    async def stop(self, reason: str = "the run is over") -> None:
+        """See ServerNode."""
+        if self._watching is not None:
+            self._watching.cancel()
+        self._admit()
+        await super().stop(reason)
+
+    async def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
+        """See ServerNode. At first, all that are expected are waited for."""
+        await super().wait_for_clients(max(count, self._expected), timeout)
+        self._expected = 0
+
+    async def broadcast_weights(self, weights: WeightsLike, num_model: int | None = None) -> None:
+        """See ServerNode. Encoded once; who does not take it within `round_timeout` is lost. Newcomers are in from here on."""
+        if not isinstance(weights, Weights):
+            weights = self._named(weights)
+        num_model = len(weights) if num_model is None else num_model
+        keeps = self.states.proposed
+        self.states.commit()
+        self.host.start_from(weights, num_model)
+        self._admit()
+        message = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model, keeps=keeps)
+        await self.star.send_all(self._ranks, self.node.encode(message), weights.buffer, self.round_timeout)
+
+    async def fit(self, plan: Plan) -> Fitted:
+        """See ServerNode. Who does not answer has a problem in the result, or is late."""
+        self._absent.clear()
+        return await super().fit(plan)
+
+    async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
+                       round: int) -> dict[int, R]:
+        """Give their orders to those who have something to do, and this rank its own; returns the reports by rank."""
+        reports: dict[int, R] = {}
+
+        async def ask(rank: int, order: Order) -> None:
+            try:
+                answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
+                reports[rank] = self._checked(order, expect(answer, reply))
+            except Timeout:
+                logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
+                               self.star.name(rank), self.round_timeout)
+            except (CommError, FederationError) as error:
+                self._absent[rank] = str(error)
+
+        async def work() -> None:
+            reports[0] = await compute(here, order_of(0))
+
+        async def say_who_is_late() -> None:
+            while True:
+                await asyncio.sleep(PATIENCE)
+                missing = [self.star.name(rank) for rank in orders if rank not in reports and rank not in self._absent]
+                logger.info("round %d: waiting for %s", round, ", ".join(missing) or "this rank")
+
+        orders = {rank: order for rank in self._ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
+        saying = asyncio.create_task(say_who_is_late())
+        try:
+            await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))
+        finally:
+            saying.cancel()
+        return dict(sorted(reports.items()))
+
+    async def matrix(self, fitted: Fitted) -> Matrix:
+        """See ServerNode. Clients do not reach each other, so the rows come to this rank: O(clients * parameters) here."""
+        updates = [update for update in await self.updates(fitted) if update.num_samples]
+        return LocalMatrix(updates, self.weights)
+
+    async def reduced(self, order: Collect) -> UpdateSum:
+        """See ServerNode. Each client's sum is added to this rank's as it comes, piece by piece."""
+        total = self.host.sum
+        total.ensure_limbs(order.limbs)
+
+        async def add(rank: int) -> None:
+            for word, limb in enumerate(total.limbs):
+                fetch = FetchSum(round=order.round, limbs=order.limbs, word=word)
+                answer, _ = await self.node.request(rank, fetch, into=Adding(limb), timeout=self.round_timeout)
+                expect(answer, Sum)
+
+        try:
+            await together(*map(add, self._contributors))
+        except (Disconnected, Timeout) as error:
+            raise self._interrupted(order.round, error) from error
+        return total
+
+    async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
+        """See ServerNode."""
+        try:
+            metrics = await super().fetch_row(fetch, rank, out)
+            if not out.all_finite():
+                self.star.drop(rank, "its update holds NaN or infinity")
+                raise Disconnected(f"{self.star.name(rank)} sent NaN or infinity")
+        except (Disconnected, Timeout) as error:
+            raise self._interrupted(fetch.round, error) from error
+        return metrics
+
+    def evaluating_ranks(self) -> list[int]:
+        """This rank alone: a network's clients see none of the server's samples."""
+        return [0]
+
+    def hosting_ranks(self) -> list[int]:
+        """All that have a client."""
+        return self._ranks
+
+    # -- how it is done ------------------------------------------------------------------------------------------
+
+    def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
+        missing = [Problem(name, "failed", self._absent[rank], self._absent[rank])
+                   for rank, share in shares.items() if rank in self._absent for name in share]
+        self._contributors = [rank for rank, report in reports.items() if rank and report.outcomes]
+        fitted = super()._fitted(plan, shares, reports)
+        order = {client.client_id: place for place, client in enumerate(plan.cohort)}
+        problems = sorted([*fitted.problems, *missing], key=lambda problem: order[problem.client_id])
+        return Fitted(plan, fitted.outcomes, problems, fitted.metrics, fitted.ranks, fitted.limbs, fitted.seconds)
+
+    def _checked(self, order: Message, report: R) -> R:
+        """`report`, if it is an answer to `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
+        if isinstance(order, Fit) and isinstance(report, FitReport):
+            named = [outcome.client_id for outcome in report.outcomes] + [problem.client_id for problem in report.problems]
+            if len(set(named)) < len(named) or not set(named) <= set(order.clients):
+                raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
+            for outcome in report.outcomes:
+                if not 0 <= outcome.num_samples <= MOST_SAMPLES or not 0 <= outcome.divisor < float("inf"):
+                    raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
+            if report.limbs > MOST_LIMBS:
+                raise FederationError(f"it reports a sum of {report.limbs} words; {MOST_LIMBS} are allowed")
+            _check_metrics(report.metrics)
+        if isinstance(report, EvaluateReport):
+            for metrics in (report.shards, report.clients, report.personal):
+                _check_metrics(metrics)
+        return report
+
+    def _interrupted(self, round: int, error: Exception) -> RoundError:
+        return RoundError(f"round {round}: while the updates were brought together, {error}; it is done again")
+
+    def _admit(self) -> None:
+        """Take newcomers in."""
+        for rank, clients in sorted(self._newcomers.items()):
+            for client in clients:
+                self.clients.add(client)
+            self._ranks = sorted({*self._ranks, rank})
+        self._newcomers.clear()
+
+    def _complete(self, count: int) -> bool:
+        self._admit()
+        return len(self.clients) >= count
+
+    def _missing_ranks(self) -> list[int]:
+        return []
+
+    def _gone(self, rank: int, reason: str) -> None:
+        was_here = rank in self._ranks or rank in self._newcomers
+        self._newcomers.pop(rank, None)
+        super()._gone(rank, reason)
+        forgotten = self.states.lose(rank)
+        if was_here:
+            logger.info("%s (rank %d) is gone: %s", self.star.name(rank), rank, reason or "it has left")
+        if forgotten:
+            logger.warning("what %s had kept is lost with the connection", ", ".join(forgotten))
+
+    async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
+        """Let a client in from the next round on, or let it go with the reason; nothing that it says ends the server."""
+        rank, name = incoming.source, self.star.name(incoming.source)
+        try:
+            self._check_hello(rank, name, hello)
+        except FederationError as error:
+            logger.warning("%s (rank %d) is not let in: %s", name, rank, error)
+            await node.reply(incoming, Failure(reason=str(error)))
+            self.star.drop(rank, str(error))
+            return
+        self._newcomers[rank] = [ClientProxy(record.client_id, record.num_samples, rank) for record in hello.clients]
+        await node.reply(incoming, Welcome(server_id=self.node_id))
+        logger.info("%s (rank %d) is here with %s", name, rank, ", ".join(
+            f"{record.client_id} ({record.num_samples} samples)" for record in hello.clients) or "no client")
+        self._changed.set()
+
+    def _check_hello(self, rank: int, name: str, hello: Hello) -> None:
+        differing = [f"{key}: {self._setup[key]!r} here, {value!r} there" for key, value in hello.setup.items()
+                     if key in self._setup and self._setup[key] != value]
+        if differing:
+            raise FederationError(f"it differs from the server in {'; '.join(differing)}")
+        if rank in self._ranks or rank in self._newcomers:
+            raise FederationError("it introduces itself twice")
+        here = [client.client_id for client in self.get_connected_clients()]
+        here += [client.client_id for clients in self._newcomers.values() for client in clients]
+        for record in hello.clients:
+            if record.client_id in here:
+                raise FederationError(f"there is a client {record.client_id!r} already")
+            if record.client_id != name and not record.client_id.startswith(f"{name}/"):
+                raise FederationError(f"it brings {record.client_id!r}; the clients of {name!r} are called {name!r} or {name}/...")
+            if not 0 <= record.num_samples <= MOST_SAMPLES:
+                raise FederationError(f"{record.client_id!r} has {record.num_samples} samples; 0 to {MOST_SAMPLES} are allowed")
+            here.append(record.client_id)
+
+    async def _watch(self) -> None:
+        """Let go of who says nothing any more."""
+        while True:
+            await asyncio.sleep(SILENCE / 6)
+            for rank in self.star.ranks:
+                if self.star.silence(rank) > SILENCE:
+                    self.star.drop(rank, f"it was silent for {self.star.silence(rank):.0f} s")
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    try:
+        MetricSum.from_dict(dict(metrics)).means()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FederationError(f"its metrics cannot be used: {error}") from error

@@ -1,0 +1,170 @@
+"""The server's end of a star over gRPC: it listens, and says who may come in.
+
+Importing this module loads grpc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+import msgspec
+
+from node_comm.errors import CommError, Disconnected, Unavailable
+from node_comm.grpc_channel import METHOD, SERVER_OPTIONS, SERVICE, VERSION, Certificates
+from node_comm.star import Link, Star
+
+logger = logging.getLogger(__name__)
+
+#: A client of a name that is taken replaces the one that has it, once that has been silent for so long (seconds).
+REPLACE_AFTER = 12.0
+#: How long streams may take to end when the server closes (seconds).
+GRACE = 2.0
+
+
+class Door(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server listens, and whom it lets in.
+
+    `names` are those that may come (None: anyone). `token` is one secret for all, `tokens` one for each name. With `ca` in
+    `certificates`, clients must show a certificate of that authority, made out to the name under which they come.
+    `most_bytes` is the largest array that is taken of a client that was asked for one of unknown size.
+    """
+
+    address: str
+    certificates: Certificates = Certificates()
+    token: str | None = None
+    tokens: Mapping[str, str] = {}
+    names: Sequence[str] | None = None
+    most_bytes: int = 1 << 30
+
+    def refusal(self, name: str, token: str, certified: Sequence[str]) -> str:
+        """Why a client does not come in; empty where it does. `certified` are the names in its certificate."""
+        if not name or len(name) > 200 or not name.isprintable():
+            return "it gives no name"
+        if self.names is not None and name not in self.names:
+            return f"{name!r} is not on the list of clients"
+        wanted = self.tokens.get(name, self.token)
+        if (wanted is not None or self.tokens) and not hmac.compare_digest(token.encode(), (wanted or "").encode() or b"\0"):
+            return "its token is wrong" if token else "it shows no token"
+        if self.certificates.ca and name not in certified:
+            return f"its certificate is made out to {', '.join(certified) or 'nobody'}, not to {name!r}"
+        return ""
+
+
+class GrpcServer(Star):
+    """Rank 0. `open` makes it; it belongs to the event loop that called it. `size` grows with each client that comes."""
+
+    def __init__(self, door: Door) -> None:
+        super().__init__(0)
+        self.size = 1
+        self._door = door
+        self._names: dict[int, str] = {}
+        self._endings: dict[int, asyncio.Future[str]] = {}
+        self._server: grpc.aio.Server | None = None
+
+    @classmethod
+    async def open(cls, door: Door) -> GrpcServer:
+        """Listen. Raises Unavailable for an address that is taken, or is none, and for certificates that cannot be used."""
+        transport = cls(door)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        handler = grpc.stream_stream_rpc_method_handler(transport._serve)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        try:
+            if door.certificates:
+                ca, cert, key = door.certificates.read()
+                credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=ca is not None)
+                server.add_secure_port(door.address, credentials)
+            else:
+                server.add_insecure_port(door.address)
+        except RuntimeError as error:
+            raise Unavailable(f"cannot listen on {door.address}: the address is in use by another program, or is not one of "
+                              f"this machine ({error})") from None
+        await server.start()
+        transport._server = server
+        return transport
+
+    def name(self, rank: int) -> str:
+        """The name under which `rank` has come."""
+        return self._names[rank]
+
+    def drop(self, rank: int, reason: str) -> None:
+        """See Star. The client is told the reason."""
+        ending = self._endings.get(rank)
+        if ending is not None and not ending.done():
+            ending.set_result(reason)
+
+    async def close(self) -> None:
+        """Stop listening, and end all streams."""
+        if self._closed:
+            return
+        self._closed = True
+        self._mailbox.fail(lambda: Disconnected("this server has been closed"))
+        for rank in list(self._endings):
+            self.drop(rank, "the server has been closed")
+        if self._server is not None:
+            await self._server.stop(GRACE)
+
+    async def _serve(self, frames: AsyncIterator[bytes], context: Any) -> None:
+        """One client's stream, from its first to its last frame."""
+        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        name = str(metadata.get("client", ""))
+        code, reason = self._refusal(name, metadata, context)
+        if reason:
+            logger.warning("refused a client (%s from %s): %s", name[:200] or "without a name", context.peer(), reason)
+            await context.abort(code, reason)
+        rank, self.size = self.size, self.size + 1
+        ending = self._endings[rank] = asyncio.get_running_loop().create_future()
+        self._names[rank] = name
+        link = self._joined(rank, context.write, self._door.most_bytes)
+        why = "it has gone"
+        try:
+            await context.send_initial_metadata((("rank", str(rank)), ("version", VERSION)))
+            reading = asyncio.ensure_future(self._read(link, frames))
+            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                why = ending.result()
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+            else:
+                why = reading.result()
+        finally:
+            self._endings.pop(rank, None)
+            self._lost(rank, why)
+        if why and not self._closed:
+            await context.abort(grpc.StatusCode.ABORTED, why)
+
+    async def _read(self, link: Link, frames: AsyncIterator[bytes]) -> str:
+        """Read until the end of the stream; returns what was wrong, if something was."""
+        try:
+            async for frame in frames:
+                await self._arrived(link, frame)
+        except CommError as error:
+            logger.warning("%s (rank %d) breaks the protocol: %s", self._names[link.peer], link.peer, error)
+            return f"protocol: {error}"
+        except grpc.RpcError:
+            return "its connection was lost"
+        return ""
+
+    def _refusal(self, name: str, metadata: Mapping[str, Any], context: Any) -> tuple[Any, str]:
+        codes = grpc.StatusCode
+        if metadata.get("version") != VERSION:
+            return codes.FAILED_PRECONDITION, (f"protocol version {metadata.get('version')} meets {VERSION} here: install the "
+                                               "same version on both sides")
+        certified = [text.decode(errors="replace") for key in ("x509_common_name", "x509_subject_alternative_name")
+                     for text in (context.auth_context() or {}).get(key, ())]
+        token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
+        refusal = self._door.refusal(name, token, certified)
+        if refusal:
+            return codes.PERMISSION_DENIED, refusal
+        if self._closed:
+            return codes.UNAVAILABLE, "the server is closing"
+        for rank, known in self._names.items():
+            if known == name and rank in self._links:
+                if self.silence(rank) < REPLACE_AFTER:
+                    return codes.ALREADY_EXISTS, f"{name!r} is connected already"
+                self.drop(rank, "it was silent, and a client of its name has come")
+        return codes.OK, ""
