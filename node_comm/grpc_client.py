@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 #: Seconds that one attempt may take.
 ATTEMPT_SECONDS = 10.0
 
-_TLS = re.compile(r"ssl|tls|certificate|handshake|peer name", re.IGNORECASE)
+_TLS = re.compile(r"ssl|tls|certificate|handshake|peer name|hostname", re.IGNORECASE)
 
 
 class Way(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,11 +76,12 @@ class GrpcClient(Star):
         try:
             async with asyncio.timeout(1.0):
                 await self._call.done_writing()
-                await self._reading
         except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
-            logger.debug("the stream did not end by itself")
+            logger.debug("the stream had ended before")
+        await asyncio.wait({self._reading}, timeout=1.0)
         self._reading.cancel()
         self._call.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
         await self._channel.close()
 
     async def recover(self) -> Transport:
@@ -97,6 +98,11 @@ class GrpcClient(Star):
                 why = f"the server has ended the connection: {details}"
         except grpc.RpcError as error:
             why = f"the connection to the server was lost: {error.details()}"
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            why = "the connection to the server was cut"  # gRPC's way to say that the call has been cancelled
         except CommError as error:
             why = f"the server does not keep the protocol: {error}"
             self._call.cancel()

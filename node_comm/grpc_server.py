@@ -81,6 +81,7 @@ class GrpcServer(Star):
             else:
                 server.add_insecure_port(door.address)
         except RuntimeError as error:
+            await server.stop(None)
             raise Unavailable(f"cannot listen on {door.address}: the address is in use by another program, or is not one of "
                               f"this machine ({error})") from None
         await server.start()
@@ -154,8 +155,9 @@ class GrpcServer(Star):
         if metadata.get("version") != VERSION:
             return codes.FAILED_PRECONDITION, (f"protocol version {metadata.get('version')} meets {VERSION} here: install the "
                                                "same version on both sides")
-        certified = [text.decode(errors="replace") for key in ("x509_common_name", "x509_subject_alternative_name")
-                     for text in (context.auth_context() or {}).get(key, ())]
+        certified = list(dict.fromkeys(
+            text.decode(errors="replace") for key in ("x509_common_name", "x509_subject_alternative_name")
+            for text in (context.auth_context() or {}).get(key, ())))
         token = str(metadata.get("authorization", "")).removeprefix("Bearer ")
         refusal = self._door.refusal(name, token, certified)
         if refusal:

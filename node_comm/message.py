@@ -57,13 +57,13 @@ class Codec:
         """The envelope of a header that arrived; CommError for anything malformed."""
         try:
             return self._envelope.decode(header)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CommError(f"malformed message: {error}") from error
 
     def body(self, envelope: Envelope) -> Message:
         """The message in `envelope`; CommError for an unknown type or a wrong field."""
         try:
             message: Message = self._body.decode(envelope.body)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CommError(f"malformed message: {error}") from error
         return message

@@ -109,6 +109,9 @@ def _exit_status(leaving: SystemExit) -> int:
 
 
 def _load_mpi() -> ModuleType:
+    if launchers.launched_size(os.environ) is None:
+        # A process that no launcher started has nobody to share memory with, and Open MPI would leave a file of it behind.
+        os.environ.setdefault("OMPI_MCA_btl", "self")
     try:
         if launchers.survives_lost_ranks(os.environ):
             import mpi4py

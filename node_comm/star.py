@@ -45,8 +45,17 @@ class Link:
             if self._broken:
                 raise Disconnected(f"rank {self.peer}: a message was cut off")
             self._broken = True
-            for frame in outgoing:
-                await self._write(frame)
+            try:
+                for frame in outgoing:
+                    await self._write(frame)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                # gRPC's way to say that the other end has cancelled the stream.
+                raise Disconnected(f"rank {self.peer} is lost") from None
+            except Exception as error:  # whatever goes wrong with a stream, it is the stream that is of no use any more
+                raise Disconnected(f"rank {self.peer} is lost: {error}") from error
             self._broken = False
 
     def feed(self, frame: bytes) -> Received | None:

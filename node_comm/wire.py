@@ -134,7 +134,7 @@ class Assembler:
             nbytes = 0 if begin.description is None else _checked_size(begin.description)
             if begin.description is not None:
                 self._open(begin.header, begin.description, nbytes)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ProtocolError(f"malformed: {error}") from error
         except BufferMismatch as error:
             raise ProtocolError(str(error)) from error

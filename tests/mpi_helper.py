@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -70,9 +71,12 @@ def report(done: subprocess.CompletedProcess[str]) -> str:
 
 def kill_tree(pid: int) -> None:
     """Kill `pid` and its descendants; ranks are in process groups of their own, so that killing one's is not enough."""
-    for child in _descendants(pid):
-        _kill(child)
-    _kill(pid)
+    victims = [*_descendants(pid), pid]
+    for victim in victims:
+        _kill(victim)
+    deadline = time.monotonic() + 10
+    while any(map(_lives, victims)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     sweep()
 
 

@@ -27,6 +27,7 @@ from federation.node.protocol import (
     Fit,
     FitReport,
     Hello,
+    Leave,
     Problem,
     Sum,
     WeightsFollow,
@@ -37,7 +38,7 @@ from federation.node.round import Fitted, Plan
 from federation.node.server import PATIENCE, ServerNode, expect
 from node_comm import CommError, Disconnected, Timeout
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Node, together
+from node_comm.node import Incoming, Lost, Node, together
 from node_comm.star import Star
 from node_comm.wire import Adding
 
@@ -190,7 +191,8 @@ class OpenServerNode(ServerNode):
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         missing = [Problem(name, "failed", self._absent[rank], self._absent[rank])
                    for rank, share in shares.items() if rank in self._absent for name in share]
-        self._contributors = [rank for rank, report in reports.items() if rank and report.outcomes]
+        self._contributors = [rank for rank, report in reports.items()
+                              if rank and any(outcome.num_samples for outcome in report.outcomes)]
         fitted = super()._fitted(plan, shares, reports)
         order = {client.client_id: place for place, client in enumerate(plan.cohort)}
         problems = sorted([*fitted.problems, *missing], key=lambda problem: order[problem.client_id])
@@ -240,6 +242,20 @@ class OpenServerNode(ServerNode):
             logger.info("%s (rank %d) is gone: %s", self.star.name(rank), rank, reason or "it has left")
         if forgotten:
             logger.warning("what %s had kept is lost with the connection", ", ".join(forgotten))
+
+    async def _heard(self, node: Node, incoming: Incoming) -> None:
+        """See ServerNode; whatever a client says, it is its own connection that it risks."""
+        match incoming.message:
+            case Hello() | Leave() | Lost():
+                await super()._heard(node, incoming)
+            case Failure(reason=reason, traceback=traceback):
+                name = self.star.name(incoming.source)
+                logger.warning("%s (rank %d) has failed: %s\n%s", name, incoming.source, reason, traceback)
+                self.star.drop(incoming.source, "it has failed")
+            case other:
+                reason = f"protocol: {type(other).__name__} is not for the server"
+                logger.warning("%s (rank %d): %s", self.star.name(incoming.source), incoming.source, reason)
+                self.star.drop(incoming.source, reason)
 
     async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
         """Let a client in from the next round on, or let it go with the reason; nothing that it says ends the server."""

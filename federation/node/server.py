@@ -454,22 +454,25 @@ class ServerNode:
         """Register ranks as they come; a rank's last word ends the server."""
         try:
             while True:
-                incoming = await node.recv()
-                match incoming.message:
-                    case Hello() as hello:
-                        await self._register(node, incoming, hello)
-                    case Leave():
-                        self._gone(incoming.source, "it has left")
-                    case Lost(reason=reason):
-                        self._gone(incoming.source, reason)
-                    case ClientState() as state:
-                        self.host.states.receive(incoming, state)
-                    case Failure(reason=reason, traceback=traceback):
-                        raise RemoteFailure(f"rank {incoming.source}: {reason}\n{traceback}")
-                    case other:
-                        raise CommError(f"rank {incoming.source} sent {type(other).__name__}, which is not for the server")
+                await self._heard(node, await node.recv())
         except Exception as error:
             node.fail(error)
+
+    async def _heard(self, node: Node, incoming: Incoming) -> None:
+        """Act on what a rank says by itself."""
+        match incoming.message:
+            case Hello() as hello:
+                await self._register(node, incoming, hello)
+            case Leave():
+                self._gone(incoming.source, "it has left")
+            case Lost(reason=reason):
+                self._gone(incoming.source, reason)
+            case ClientState() as state:
+                self.host.states.receive(incoming, state)
+            case Failure(reason=reason, traceback=traceback):
+                raise RemoteFailure(f"rank {incoming.source}: {reason}\n{traceback}")
+            case other:
+                raise CommError(f"rank {incoming.source} sent {type(other).__name__}, which is not for the server")
 
     def _gone(self, rank: int, reason: str) -> None:
         """A rank takes part no more."""

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from tests.mpi_helper import mpirun
+from tests.mpi_helper import mpirun, sweep
 from tests.system.test_failure import faulty
 
 QUICK = [*faulty("none")]
@@ -53,6 +53,7 @@ def test_many_worlds_of_one_are_refused(launch, env):
     assert not (run.folder / "config.yaml").exists()
     for word in ("4", "1", "Open MPI", "srun --mpi"):
         assert word in run.stderr
+    sweep()  # Open MPI's files: it believes in a launcher that is not there
 
 
 @pytest.mark.parametrize("mode", ["serial", "parallel"])

@@ -73,7 +73,7 @@ def _read(path: Path, image_shape: tuple[int, ...] | None) -> Iterator[tuple[str
         content = path.read_bytes()
         try:
             file = msgspec.json.decode(content, type=_File)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise DataError(f"{path} is not as LEAF writes it ({error}); expected users, num_samples and user_data with x "
                             f"and y for each user") from error
     if not len(file.users) == len(file.num_samples) == len(file.user_data) or set(file.users) != set(file.user_data):
@@ -94,13 +94,13 @@ def _user(data: _UserData, name: str, image_shape: tuple[int, ...] | None) -> _N
         if _TEXTS.match(memoryview(data.x)):
             try:
                 return _text(msgspec.json.decode(data.x, type=list[str]), msgspec.json.decode(data.y, type=list[str]), name)
-            except msgspec.ValidationError as error:
+            except (msgspec.ValidationError, UnicodeDecodeError) as error:
                 raise DataError(f"{name} has text as samples, and labels that are none ({error}); expected each text's next "
                                 f"character (images that lie in files of their own, as LEAF's celeba has them, are not "
                                 f"supported)") from error
         x = msgspec.json.decode(data.x, type=list[list[float]])
         y = _labels(msgspec.json.decode(data.y, type=list[int | float]), name)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{name}: {error}; expected lists of numbers with whole numbers as labels, or texts of one length "
                         f"with characters as labels") from error
     lengths = {len(row) for row in x}

@@ -63,7 +63,7 @@ def _from_json(path: Path) -> list[np.ndarray]:
         content = path.read_bytes()
     try:
         clients = msgspec.json.decode(content, type=list[list[int]] | dict[str, list[int]])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}; expected a list of lists of samples, or an object of them") from error
     if isinstance(clients, dict):
         names = [str(client) for client in range(len(clients))]

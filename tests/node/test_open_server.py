@@ -1,0 +1,428 @@
+"""A server whose clients come and go: whom a round counts, and what hostile, late or broken clients can do (nothing but leave).
+
+Real clients answer with constants, so that the mean is known; one more is a puppet that says what the test wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from federation import ClientNode
+from federation.builtin import DefaultTrainer, FedAvgAggregator
+from federation.builtin.aggregators.median import MedianAggregator
+from federation.core.aggregator import Aggregator
+from federation.core.metrics import MetricSum
+from federation.core.weights import Weights
+from federation.errors import RoundError
+from federation.infra.recorder import Recorder
+from federation.node.open_server import OpenServerNode
+from federation.node.protocol import (
+    MESSAGES,
+    ClientRecord,
+    FetchSum,
+    FetchUpdate,
+    Fit,
+    FitReport,
+    Hello,
+    Leave,
+    Outcome,
+    Shutdown,
+    Sum,
+    Update,
+)
+from federation.survival import Survival
+from node_comm import CommError, Disconnected
+from node_comm.grpc_client import GrpcClient, Way, connect
+from node_comm.grpc_server import Door, GrpcServer
+from node_comm.node import Incoming, Node, RemoteFailure
+from tests.node.worlds import Answers, Arrays, constant, f32
+from tests.node_comm.test_star import free_port
+
+ARRAYS = {"w": f32(0, 0)}
+#: name: (what it answers, its samples); the mean of all three is (2.75, 5.5).
+HONEST = {"a": (f32(1, 2), 1), "b": (f32(2, 4), 1), "c": (f32(4, 8), 2)}
+MEAN = f32(2.75, 5.5)
+
+
+class Rows(Recorder):
+    """Keeps what is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, Any]] = []
+
+    def record(self, row):
+        super().record(row)
+        self.rows.append(dict(row))
+
+
+class Puppet:
+    """A client without a learner: `on` says what it does with each order."""
+
+    def __init__(self, name: str = "p", samples: int = 4) -> None:
+        self.name, self.samples = name, samples
+        self.orders: list[Any] = []
+        self.ended = ""
+
+    async def join(self, address: str, on: Callable[[Node, Incoming], Awaitable[None]], records: Any = None) -> None:
+        transport = await connect(Way(address=address, name=self.name, patience=5))
+        self.node = Node(transport, MESSAGES, heartbeat=0.5, beat_to=[0])
+        await self.node.start()
+        records = [ClientRecord(self.name, self.samples)] if records is None else records
+        await self.node.request(0, Hello(node_id=self.name, clients=records, setup={}))
+        self.task = asyncio.create_task(self._obey(on))
+
+    async def _obey(self, on: Callable[[Node, Incoming], Awaitable[None]]) -> None:
+        try:
+            while True:
+                incoming = await self.node.recv()
+                self.orders.append(incoming.message)
+                if isinstance(incoming.message, Shutdown):
+                    await self.node.reply(incoming, Leave())
+                await on(self.node, incoming)
+        except CommError as error:
+            self.ended = str(error)
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await self.node.stop()
+
+
+def buffer(*values: float) -> np.ndarray:
+    """The bytes of an update."""
+    return Weights.of({"w": f32(*values)}).buffer
+
+
+def report(client_id: str = "p", num_samples: Any = 4, **more: Any) -> FitReport:
+    outcome = Outcome(client_id, num_samples, 0.1, float(num_samples) if isinstance(num_samples, int) else 1.0, False)
+    return FitReport(**{"outcomes": [outcome], "problems": [], "metrics": MetricSum().to_dict(), "limbs": 1, "seconds": 0.1} | more)
+
+
+class Run:
+    """A server on a port, its trainer, and honest clients."""
+
+    def __init__(self, aggregator: Aggregator | None = None, **config: Any) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.rows = Rows()
+        self._aggregator = aggregator or FedAvgAggregator()
+        self._config = {"max_rounds": 3, "min_clients": 2, "round_timeout": 2.0, "evaluate": "none",
+                        "connect_timeout": 20.0} | config
+        self.clients: list[ClientNode] = []
+
+    async def __aenter__(self) -> Run:
+        transport = await GrpcServer.open(Door(address=self.address))
+        self.server = OpenServerNode(transport=transport, round_timeout=self._config["round_timeout"])
+        self.trainer = DefaultTrainer(self.server, Arrays(ARRAYS), self._aggregator, self._config, recorder=self.rows)
+        self.survival = Survival(self.trainer, lambda: self.trainer)
+        await self.server.start()
+        return self
+
+    async def join(self, *names: str) -> None:
+        for name in names:
+            client = ClientNode({"node_id": name}, transport=await connect(Way(address=self.address, name=name, patience=5)))
+            client.bind(Answers(Arrays(ARRAYS), constant([HONEST[name][0]], HONEST[name][1])))
+            await client.connect_and_register()
+            self.clients.append(client)
+
+    async def __aexit__(self, *_: Any) -> None:
+        for client in self.clients:
+            with contextlib.suppress(Disconnected):
+                await client.stop()
+        await self.server.stop()
+        await self.server._transport.close()
+
+
+async def nothing(node: Node, incoming: Incoming) -> None:
+    """The puppet that hears, and says nothing."""
+
+
+def play(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 90))
+
+
+@contextlib.asynccontextmanager
+async def with_puppet(on: Callable[[Node, Incoming], Awaitable[None]], **config: Any) -> AsyncIterator[tuple[Run, Puppet]]:
+    async with Run(**config) as run:
+        await run.join("a", "b", "c")
+        puppet = Puppet()
+        await puppet.join(run.address, on)
+        yield run, puppet
+        await puppet.leave()
+
+
+def test_a_mean_over_the_network():
+    async def test() -> None:
+        async with Run() as run:
+            await run.join("a", "b", "c")
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert [row["num_samples"] for row in run.rows.rows] == [4, 4, 4]
+            assert not any("failures" in row for row in run.rows.rows)
+
+    play(test)
+
+
+def test_rows_and_a_matrix_come_to_the_server():
+    """A rule of the user's, and one that works on all rows."""
+    class Largest(Aggregator):
+        def aggregate(self, updates, global_model=None):
+            return [np.max([update.weights[0] for update in updates], axis=0)]
+
+    async def test() -> None:
+        for aggregator, wanted in ((Largest(), f32(4, 8)), (MedianAggregator(), f32(2, 4))):
+            async with Run(aggregator, max_rounds=1) as run:
+                await run.join("a", "b", "c")
+                await run.survival.run()
+                assert (run.trainer.weights[0] == wanted).all()
+
+    play(test)
+
+
+async def hangs_up(node: Node, incoming: Incoming) -> None:
+    if isinstance(incoming.message, Fit):
+        await node.transport.close()
+
+
+async def answers_with(node: Node, incoming: Incoming, answer: FitReport) -> None:
+    if isinstance(incoming.message, Fit):
+        await node.reply(incoming, answer)
+
+
+@pytest.mark.parametrize(("on", "why"), [
+    (hangs_up, "is lost"),
+    (lambda node, incoming: answers_with(node, incoming, report("a")), "it reports 'a', and was asked for p"),
+    (lambda node, incoming: answers_with(node, incoming, report("stranger")), "it reports 'stranger'"),
+    (lambda node, incoming: answers_with(node, incoming, report(num_samples=-5)), "-5 samples"),
+    (lambda node, incoming: answers_with(node, incoming, report(num_samples=10**18)), "1000000000000000000 samples"),
+    (lambda node, incoming: answers_with(node, incoming, report(num_samples=0.5)), "malformed"),
+    (lambda node, incoming: answers_with(node, incoming, report(num_samples="10")), "malformed"),
+    (lambda node, incoming: answers_with(node, incoming, report(num_samples=float("nan"))), "malformed"),
+    (lambda node, incoming: answers_with(node, incoming, report(limbs=10**6)), "words"),
+    (lambda node, incoming: answers_with(node, incoming, report(metrics={"loss": "much"})), "metrics"),
+], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "metrics"])
+def test_who_breaks_a_rule_is_left_out(on, why):
+    """S-SEC-02, S-SEC-03: of that round, with the reason in the record; the others count, and the run goes on."""
+    async def test() -> None:
+        async with with_puppet(on) as (run, _):
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            first = run.rows.rows[0]
+            assert why in first["failures"]["p"]
+            assert (first["cohort_size"], first["num_samples"]) == (4, 4)
+
+    play(test)
+
+
+def test_who_is_late_is_left_out():
+    """S-LIFE-08: the round closes at round_timeout with those that are done; the late answer counts nowhere."""
+    late: list[Incoming] = []
+
+    async def dawdles(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            for held in late:
+                await node.reply(held, report())  # that of the round before, once more
+            late.append(incoming)
+
+    async def test() -> None:
+        async with with_puppet(dawdles, round_timeout=1.0) as (run, _):
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert [row["num_samples"] for row in run.rows.rows] == [4, 4, 4]
+
+    play(test)
+
+
+def test_a_result_that_comes_twice_counts_once():
+    """S-SEC-03: the second one is nobody's."""
+    async def twice(node: Node, incoming: Incoming) -> None:
+        message = incoming.message
+        if isinstance(message, Fit):
+            await node.reply(incoming, report())
+            await node.reply(incoming, report(num_samples=40))
+        if isinstance(message, FetchUpdate):
+            for _ in range(2):
+                await node.reply(incoming, Update(metrics={}), buffer(8, 16))
+
+    class Mean(Aggregator):
+        def aggregate(self, updates, global_model=None):
+            assert [update.num_samples for update in updates] == [1, 1, 2, 4]
+            return [np.mean([update.weights[0] for update in updates], axis=0)]
+
+    async def test() -> None:
+        async with with_puppet(twice, aggregator=Mean()) as (run, _):
+            await run.survival.run()
+            assert (run.trainer.weights[0] == f32(3.75, 7.5)).all()
+
+    play(test)
+
+
+@pytest.mark.parametrize("what", ["NaN", "another shape", "nothing", "hangs up"])
+def test_an_update_that_is_no_good_has_the_round_done_again(what):
+    """S-AGG-10, S-AGG-11 over the wire: without the guilty one, who is let go; the others do not notice."""
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        message = incoming.message
+        if isinstance(message, Fit):
+            await node.reply(incoming, report())
+        if isinstance(message, FetchUpdate | FetchSum):
+            kind: Any = Update(metrics={}) if isinstance(message, FetchUpdate) else Sum()
+            match what:
+                case "NaN":
+                    await node.reply(incoming, kind, buffer(np.nan, 1))
+                case "another shape":
+                    await node.reply(incoming, kind, np.zeros(500, np.uint8))
+                case "hangs up":
+                    await node.transport.close()
+
+    class Mean(Aggregator):
+        def aggregate(self, updates, global_model=None):
+            return [np.average([update.weights[0] for update in updates], axis=0,
+                               weights=[update.num_samples for update in updates])]
+
+    async def test() -> None:
+        for aggregator in (Mean(), FedAvgAggregator()):
+            if what == "NaN" and isinstance(aggregator, FedAvgAggregator):
+                continue  # a sum is of integers
+            async with with_puppet(spoils, aggregator=aggregator, round_timeout=1.0, max_rounds=2) as (run, puppet):
+                if what == "nothing":  # it is late each time, and is never let go: the run gives up, and says why
+                    with pytest.raises(RoundError, match="did not answer"):
+                        await run.survival.run()
+                else:
+                    await run.survival.run()
+                    assert (run.trainer.weights[0] == MEAN).all()
+                    assert [row["round"] for row in run.rows.rows] == [1, 2]
+                    assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+def test_newcomers_take_part_from_the_next_round_on():
+    """S-LIFE-09: who comes in the middle of a round; and who left and comes back counts once."""
+    async def test() -> None:
+        async with Run(max_rounds=4) as run:
+            await run.join("a", "b")
+            arrived = asyncio.Event()
+
+            async def comes(node: Node, incoming: Incoming) -> None:
+                if isinstance(incoming.message, Fit):
+                    if incoming.message.round == 1:
+                        await run.join("c")
+                    await node.reply(incoming, report(num_samples=0))
+                    if incoming.message.round == 2:
+                        arrived.set()
+                        await node.transport.close()
+
+            puppet = Puppet()
+            await puppet.join(run.address, comes)
+            running = asyncio.create_task(run.survival.run())
+            await arrived.wait()
+            await running
+            assert [row["cohort_size"] for row in run.rows.rows][:2] == [3, 4]
+            assert [row["num_samples"] for row in run.rows.rows] == [2, 4, 4, 4]
+            assert (run.trainer.weights[0] == MEAN).all()
+            await puppet.leave()
+
+    play(test)
+
+
+def test_too_few_clients_have_the_round_done_again():
+    """One of two that are needed hangs up in the first round; when another comes, the round goes on."""
+    async def test() -> None:
+        async with Run(min_clients=2, max_rounds=2) as run:
+            await run.join("a")
+            puppet = Puppet()
+            await puppet.join(run.address, hangs_up)
+            running = asyncio.create_task(run.survival.run())
+            while run.server.star.ranks != [1]:
+                await asyncio.sleep(0.02)
+            await run.join("c")
+            await running
+            assert [row["round"] for row in run.rows.rows] == [1, 2]
+            assert (run.trainer.weights[0] == f32(3, 6)).all()
+            await puppet.leave()
+
+    play(test)
+
+
+def test_nobody_comes():
+    """S-LIFE-08: after connect_timeout, with how many are there."""
+    async def test() -> None:
+        async with Run(connect_timeout=0.5, min_clients=3) as run:
+            await run.join("a")
+            run.survival.ending = True
+            with pytest.raises(RoundError, match=r"not enough clients after 0.5 s: 1 of 3 clients"):
+                await run.survival.run()
+
+    play(test)
+
+
+@pytest.mark.parametrize(("records", "why"), [
+    ([ClientRecord("a", 1)], "there is a client 'a' already"),
+    ([ClientRecord("other", 1)], "the clients of 'p' are called 'p' or p/"),
+    ([ClientRecord("p", -1)], "-1 samples"),
+    ([ClientRecord("p", 2**50)], "samples"),
+    ([ClientRecord("p", 1), ClientRecord("p", 1)], "already"),
+])
+def test_introductions_that_are_refused(records, why):
+    """S-SEC-03: with the reason; the server stays."""
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            await run.join("a", "b")
+            with pytest.raises((RemoteFailure, Disconnected), match=why):
+                await Puppet().join(run.address, nothing, records=records)
+            await run.survival.run()
+            assert run.rows.rows[0]["cohort_size"] == 2
+
+    play(test)
+
+
+def test_several_clients_behind_one_connection():
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            client = ClientNode({"node_id": "site"}, transport=await connect(Way(address=run.address, name="site")))
+            for name, (answer, samples) in HONEST.items():
+                client.bind(Answers(Arrays(ARRAYS), constant([answer], samples)), client_id=f"site/{name}")
+            await client.connect_and_register()
+            run.clients.append(client)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+
+    play(test)
+
+
+async def says_nonsense(transport: GrpcClient, what: str) -> None:
+    match what:
+        case "garbage":
+            await transport.send(0, b"\xff\xfe garbage")
+        case "bad text":
+            await transport.send(0, b"\x93\x00\x00\x81\xa4type\xa3\xff\xff\xff")
+        case "unknown message":
+            await transport.send(0, b"\x93\x00\x00\x81\xa4type\xa4Nope")
+        case "a payload":
+            await transport.send(0, b"\x93\x00\x00\x81\xa4type\xa5Leave", np.zeros(10**6))
+        case "a server's message":
+            await transport.send(0, b"\x93\x00\x00\x82\xa4type\xa8Shutdown\xa6reason\xa0")
+
+
+@pytest.mark.parametrize("what", ["garbage", "bad text", "unknown message", "a payload", "a server's message"])
+def test_nonsense_costs_its_sender_the_connection(what):
+    """S-SEC-01, S-SEC-02: and nobody else anything."""
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            await run.join("a", "b", "c")
+            stranger = await connect(Way(address=run.address, name="x"))
+            with contextlib.suppress(Disconnected):
+                await says_nonsense(stranger, what)
+            with pytest.raises(Disconnected):
+                await asyncio.wait_for(stranger.recv(), 20)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            await stranger.close()
+
+    play(test)

@@ -1,0 +1,388 @@
+"""The star over gRPC: messages, who comes in, what happens to who is lost; in one event loop, over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from federation.certs import Authority
+from node_comm import Disconnected, Unavailable
+from node_comm.grpc_channel import METHOD, SERVICE, VERSION, Certificates
+from node_comm.grpc_client import GrpcClient, Refused, Way, connect
+from node_comm.grpc_server import Door, GrpcServer
+from node_comm.wire import PIECE_BYTES, Adding, Outgoing
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def world(count: int, **door: object) -> AsyncIterator[tuple[GrpcServer, list[GrpcClient]]]:
+    """A server and `count` clients."""
+    address = f"127.0.0.1:{free_port()}"
+    server = await GrpcServer.open(Door(address=address, **door))
+    clients = [await connect(Way(address=address, name=f"client_{index}", patience=5)) for index in range(count)]
+    try:
+        yield server, clients
+    finally:
+        for client in clients:
+            await client.close()
+        await server.close()
+
+
+def run(test):
+    """A coroutine test, in a loop of its own."""
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+def test_messages_in_both_directions():
+    """S-COMM-01, S-COMM-04: in order, whole; arrays in any memory order, of any dtype."""
+    async def test() -> None:
+        async with world(2) as (server, clients):
+            assert [client.rank for client in clients] == [1, 2]
+            assert (server.size, server.ranks, server.name(2)) == (3, [1, 2], "client_1")
+            big = np.asfortranarray(np.random.default_rng(1).normal(size=(700, 900)))
+            for client in clients:
+                for number in range(20):
+                    await client.send(0, b"%d" % number)
+                await client.send(0, b"big", big)
+            for rank in (1, 2):
+                assert [(await server.recv(rank)).header for _ in range(20)] == [b"%d" % number for number in range(20)]
+                assert ((await server.recv(rank)).buffer == big).all()
+            await server.send(1, b"", np.float16(3))
+            received = await clients[0].recv()
+            assert (received.source, received.buffer.dtype, received.buffer.shape) == (0, np.float16, ())
+            await server.send(0, b"to itself")
+            assert (await server.recv()).header == b"to itself"
+
+    run(test())
+
+
+def test_large_messages_face_each_other():
+    """S-COMM-06 and S-COMM-09: 50 MB both ways at once, frames below any limit."""
+    async def test() -> None:
+        async with world(2) as (server, clients):
+            array = np.random.default_rng(0).integers(0, 255, 50_000_000).astype(np.uint8)
+            got = await asyncio.gather(
+                server.send_all([1, 2], b"down", array), *(client.send(0, b"up", array) for client in clients),
+                *(client.recv() for client in clients), server.recv(), server.recv())
+            assert got[0] == {}
+            assert all((received.buffer == array).all() for received in got[3:])
+
+    run(test())
+
+
+def test_sums_are_added_up_as_they_come():
+    async def test() -> None:
+        async with world(3) as (server, clients):
+            total = np.zeros(300_000, np.int64)
+            server.sink = lambda peer, header, description: Adding(total)
+            await asyncio.gather(*(client.send(0, b"", np.full(300_000, client.rank)) for client in clients),
+                                 *(server.recv() for _ in clients))
+            assert (total == 6).all()
+
+    run(test())
+
+
+def test_a_client_that_hangs_up_while_it_is_written_to():
+    """gRPC cancels the writer then; that must not look as if somebody had cancelled the server's task."""
+    async def test() -> None:
+        async with world(2) as (server, clients):
+            asyncio.get_running_loop().call_later(0.05, clients[0]._call.cancel)
+            weights = np.zeros(200_000_000, np.uint8)
+            failed, _ = await asyncio.gather(server.send_all([1, 2], b"", weights), clients[1].recv())
+            assert list(failed) == [1]
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["close", "cancel"])
+def test_a_client_that_is_lost_is_lost_alone(how):
+    """S-LIFE-10: in the middle of a message, too; `on_lost` says so, and the others do not notice."""
+    async def test() -> None:
+        async with world(3) as (server, clients):
+            lost: list[tuple[int, str]] = []
+            server.on_lost = lambda rank, reason: lost.append((rank, reason))
+            if how == "close":
+                await clients[0].close()
+            else:
+                outgoing = Outgoing(b"half of it", np.zeros(3 * PIECE_BYTES, np.uint8))
+                await clients[0]._call.write(outgoing[0])
+                await clients[0]._call.write(outgoing[1])
+                clients[0]._call.cancel()
+            while not lost:
+                await asyncio.sleep(0.01)
+            assert lost[0][0] == 1
+            assert server.ranks == [2, 3]
+            with pytest.raises(Disconnected, match="rank 1"):
+                await server.send(1, b"x")
+            assert list(await server.send_all([1, 2, 3], b"to all")) == [1]
+            assert (await clients[1].recv()).header == b"to all"
+
+    run(test())
+
+
+def test_a_client_that_is_dropped_is_told_why_and_may_come_back():
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            server.drop(1, "no more of this")
+            with pytest.raises(Disconnected, match="no more of this"):
+                await client.recv()
+            again = await client.recover()
+            assert (again.rank, server.ranks) == (2, [2])
+            await again.send(0, b"here I am")
+            assert (await server.recv(2)).header == b"here I am"
+            await again.close()
+
+    run(test())
+
+
+def test_who_breaks_the_protocol_is_let_go(caplog):
+    """S-SEC-01, S-SEC-02: garbage, and a pickle, end their own stream; the log names who and why."""
+    async def test() -> None:
+        async with world(3) as (server, clients):
+            await clients[0]._call.write(b"\x80\x04\x95 a pickle")
+            await clients[1]._call.write(Outgoing(b"", np.zeros(10))[1])
+            for client in clients[:2]:
+                with pytest.raises(Disconnected, match="protocol"):
+                    await client.recv()
+            assert server.ranks == [3]
+            await clients[2].send(0, b"all well")
+            assert (await server.recv()).header == b"all well"
+
+    run(test())
+    assert "client_0 (rank 1) breaks the protocol: a frame of unknown kind 128" in caplog.text
+    assert "client_1 (rank 2) breaks the protocol: a piece of 80 bytes where 0 are missing" in caplog.text
+
+
+def test_a_peer_that_is_not_listened_to_is_held_back():
+    """Messages that nobody takes do not fill the memory: a client's 65th small one waits."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            writing = asyncio.ensure_future(send_many(client, 4000))
+            await asyncio.sleep(1.0)
+            waiting = sum(1 for _ in server._mailbox._items)
+            assert waiting == 64
+            for number in range(4000):
+                assert (await server.recv()).header[:4] == b"%04d" % number
+            await writing
+
+    async def send_many(client: GrpcClient, count: int) -> None:
+        for number in range(count):
+            await client.send(0, b"%04d" % number + b"x" * 1000)
+
+    run(test())
+
+
+def test_a_slow_client_is_dropped_by_the_deadline(monkeypatch):
+    """It stalls: reads nothing. The others have their weights, and memory stays (gRPC's windows alone)."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            way = Way(address=server._door.address, name="stalls", patience=5)
+            stalled = await connect(way)
+            monkeypatch.setattr(stalled, "_arrived", lambda link, frame: asyncio.sleep(60))
+            weights = np.zeros(60_000_000, np.uint8)
+            failed, _ = await asyncio.gather(server.send_all([1, 2], b"", weights, timeout=3.0), client.recv())
+            assert list(failed) == [2]
+            assert "longer than 3 s" in failed[2]
+            await stalled.close()
+
+    run(test())
+
+
+# Who comes in
+
+
+@pytest.mark.parametrize(("door", "way", "reason"), [
+    (dict(token="secret"), dict(), "shows no token"),
+    (dict(token="secret"), dict(token="guess"), "token is wrong"),
+    (dict(tokens={"client_0": "a", "client_1": "b"}), dict(token="b"), "token is wrong"),
+    (dict(tokens={"client_1": "b"}), dict(token=""), "shows no token"),
+    (dict(names=["client_1"]), dict(), "not on the list"),
+    (dict(), dict(name=""), "gives no name"),
+    (dict(), dict(name="x" * 300), "gives no name"),
+])
+def test_refusals(caplog, door, way, reason):
+    """S-SEC-03: at once, with the reason at both ends."""
+    async def test() -> None:
+        address = f"127.0.0.1:{free_port()}"
+        server = await GrpcServer.open(Door(address=address, **door))
+        with pytest.raises(Refused, match=reason):
+            await connect(Way(**{"address": address, "name": "client_0", "patience": 30.0} | way))
+        assert server.ranks == []
+        await server.close()
+
+    run(test())
+    assert reason in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(("door", "way"), [
+    (dict(token="secret"), dict(token="secret")),
+    (dict(token="secret", tokens={"client_0": "own"}), dict(token="own")),
+    (dict(names=["client_0"]), dict()),
+])
+def test_admissions(door, way):
+    async def test() -> None:
+        address = f"127.0.0.1:{free_port()}"
+        server = await GrpcServer.open(Door(address=address, **door))
+        client = await connect(Way(**{"address": address, "name": "client_0"} | way))
+        assert server.ranks == [1]
+        await client.close()
+        await server.close()
+
+    run(test())
+
+
+def test_a_name_is_taken_once():
+    """S-LIFE-09: refused while the first one lives; when that has gone, the second takes its place."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            way = Way(address=server._door.address, name="client_0", patience=0.5)
+            with pytest.raises(Unavailable, match="connected already"):
+                await connect(way)
+            await client.close()
+            second = await connect(Way(address=way.address, name="client_0", patience=10))
+            assert server.ranks == [second.rank]
+            await second.close()
+
+    run(test())
+
+
+def test_another_version_is_refused(monkeypatch):
+    async def test() -> None:
+        async with world(0) as (server, _):
+            monkeypatch.setattr("node_comm.grpc_client.VERSION", "0")
+            with pytest.raises(Refused, match=f"protocol version 0 meets {VERSION}"):
+                await connect(Way(address=server._door.address, name="old"))
+
+    run(test())
+
+
+def test_a_port_that_is_taken():
+    """S-COMM-10: a second server, and any other program; the first is not disturbed."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            with pytest.raises(Unavailable, match=f"cannot listen on {server._door.address}"):
+                await GrpcServer.open(server._door)
+            await client.send(0, b"still here")
+            assert (await server.recv()).header == b"still here"
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            with pytest.raises(Unavailable, match="in use"):
+                await GrpcServer.open(Door(address=f"127.0.0.1:{other.getsockname()[1]}"))
+
+    run(test())
+
+
+def test_nobody_listens():
+    """S-LIFE-10: within its patience, and it says where it tried."""
+    async def test() -> None:
+        with pytest.raises(Unavailable, match=r"no connection to 127.0.0.1:9 within 1 s"):
+            await connect(Way(address="127.0.0.1:9", name="lonely", patience=1))
+
+    run(test())
+
+
+def test_proxies_of_the_web_are_not_asked(monkeypatch):
+    """S-COMM-11: http_proxy leads nowhere."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            await client.send(0, b"direct")
+            assert (await server.recv()).header == b"direct"
+
+    run(test())
+
+
+def test_pings_suit_both_ends():
+    """S-COMM-12: a client never pings more often than the server allows; both come from one place."""
+    from node_comm.grpc_channel import CLIENT_OPTIONS, SERVER_OPTIONS
+
+    client, server = dict(CLIENT_OPTIONS), dict(SERVER_OPTIONS)
+    assert client["grpc.keepalive_time_ms"] >= 2 * server["grpc.http2.min_recv_ping_interval_without_data_ms"]
+    assert client["grpc.http2.max_pings_without_data"] == 0
+
+
+# Certificates
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """Of one authority: server, client_0, an expired client_0; and of another: client_0."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority, other = Authority(), Authority("somebody else")
+    from cryptography.hazmat.primitives import serialization
+
+    for name, who in (("ca", authority), ("other_ca", other)):
+        (folder / f"{name}.pem").write_bytes(who.certificate.public_bytes(serialization.Encoding.PEM))
+    for name, (certificate, key) in {
+            "server": authority.sign("localhost", ["localhost"]), "client_0": authority.sign("client_0"),
+            "client_1": authority.sign("client_1"), "expired": authority.sign("client_0", days=-1),
+            "stranger": other.sign("client_0"), "expired_server": authority.sign("localhost", ["localhost"], days=-1)}.items():
+        (folder / f"{name}.pem").write_bytes(certificate)
+        (folder / f"{name}.key").write_bytes(key)
+    return folder
+
+
+def pem(folder: Path, ca: str | None, name: str | None) -> Certificates:
+    return Certificates(ca and f"{folder}/{ca}.pem", name and f"{folder}/{name}.pem", name and f"{folder}/{name}.key")
+
+
+async def try_tls(folder: Path, server: tuple, client: tuple, host: str = "localhost", name: str = "client_0") -> None:
+    port = free_port()
+    listening = await GrpcServer.open(Door(address=f"localhost:{port}", certificates=pem(folder, *server)))
+    try:
+        there = await connect(Way(address=f"{host}:{port}", name=name, certificates=pem(folder, *client), patience=4))
+        await there.send(0, b"hello")
+        assert (await listening.recv()).header == b"hello"
+        await there.close()
+    finally:
+        await listening.close()
+
+
+@pytest.mark.parametrize(("server", "client"), [((None, "server"), ("ca", None)), (("ca", "server"), ("ca", "client_0"))],
+                         ids=["server's alone", "both sides"])
+def test_tls(certificates, server, client):
+    run(try_tls(certificates, server, client))
+
+
+@pytest.mark.parametrize(("server", "client", "more", "words"), [
+    ((None, "server"), ("other_ca", None), {}, "TLS: .*CERTIFICATE_VERIFY_FAILED"),
+    ((None, "server"), ("ca", None), {"host": "127.0.0.1"}, "TLS: .*(127.0.0.1|name)"),
+    ((None, "expired_server"), ("ca", None), {}, "TLS: .*expired"),
+    (("ca", "server"), ("ca", "client_1"), {}, "made out to client_1, not to 'client_0'"),
+    (("ca", "server"), ("ca", "stranger"), {}, "TLS|no connection"),
+    (("ca", "server"), ("ca", "expired"), {}, "TLS|no connection"),
+    (("ca", "server"), ("ca", None), {}, "TLS|no connection"),
+    ((None, "server"), (None, None), {}, "no connection"),
+    ((None, None), ("ca", None), {}, "TLS: "),
+    ((None, "server"), ("absent", None), {}, "TLS: .*absent.pem cannot be read"),
+], ids=["unknown authority", "another host", "expired server", "another client's", "other authority's client", "expired client",
+        "no certificate", "client without TLS", "server without TLS", "missing file"])
+def test_certificates_that_do_not_do(certificates, server, client, more, words):
+    """S-SEC-04: within the client's patience, with a message that names what is wrong; nobody goes on without TLS."""
+    with pytest.raises(Unavailable, match=words):
+        run(try_tls(certificates, server, client, **more))
+
+
+def test_nothing_but_grpc_modules_load_grpc():
+    done = subprocess.run([sys.executable, "-c", "import sys, federation, node_comm.node, federation.assemble; "
+                                                 "sys.exit('grpc' in sys.modules)"], check=False)
+    assert done.returncode == 0
+    assert (SERVICE, METHOD) == ("node_comm.Star", "Connect")
