@@ -105,7 +105,7 @@ class Checker:
             if isinstance(member, type) and issubclass(member, msgspec.Struct):
                 return self.struct(node, member, path, elsewhere)
             if is_mapping(member) and not (node.is_null and type(None) in alternatives):
-                return self.settings(node, path)
+                return self.secrets(node, path) if Secret in get_args(member) else self.settings(node, path)
             if is_list(member) and isinstance(node, Series):
                 return self.series(node, member, path)
             value = self._fit(node, member, alternatives)
@@ -163,6 +163,20 @@ class Checker:
             self.report(path, f"{shown(node)}: wanted is a section (keys and values)")
             return INVALID
         return self.free(node, path)
+
+    def secrets(self, node: Node, path: str) -> Any:
+        """A section of secrets under keys of its own choice."""
+        if node.is_null:
+            return {}
+        if not isinstance(node, Table):
+            self.report(path, "wanted is a section (names and secrets)")
+            return INVALID
+        found = {}
+        for key, child in node.entries.items():
+            where = join(path, key)
+            self.places[where] = node.places[key]
+            found[key] = self.value(child, Secret, where)
+        return INVALID if any(value is INVALID for value in found.values()) else found
 
     def free(self, node: Node, path: str) -> Any:
         """A value of no declared type, by what is written. Doubtful numbers are refused: quotes make them text."""

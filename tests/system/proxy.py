@@ -1,0 +1,71 @@
+"""A TCP proxy that makes a network worse: it delays, throttles, and cuts connections."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import TracebackType
+
+
+class Proxy:
+    """Forwards to `target` from an address of its own. Every piece is held back for `delay` seconds and passes at
+    `bytes_per_second`; at each of `cuts`, seconds after the first connection, all connections are cut. `cut` counts them."""
+
+    def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[float, ...] = ()) -> None:
+        self.address = ""
+        self.cut = 0
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
+        self._delay, self._rate, self._cuts = delay, bytes_per_second, cuts
+        self._writers: list[asyncio.StreamWriter] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _end(self) -> None:
+        self._server.close()
+        await self._cut_all()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _cut_all(self) -> None:
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.transport.abort()
+        self.cut += bool(writers)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for seconds in self._cuts:
+            asyncio.get_running_loop().call_later(seconds, lambda: asyncio.ensure_future(self._cut_all()))
+        self._cuts = ()
+        try:
+            there_reader, there_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers += [writer, there_writer]
+        await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer), return_exceptions=True)
+        for each in (writer, there_writer):
+            each.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 14):
+            await asyncio.sleep(self._delay + len(data) / self._rate)
+            writer.write(data)
+            await writer.drain()

@@ -1,0 +1,274 @@
+"""A server and clients as processes of their own: over loopback, through a bad network, and between network namespaces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from federation.certs import make
+from tests.mpi_helper import kill_tree
+from tests.node_comm.test_star import free_port
+from tests.system.conftest import ENVIRONMENT, Finished, command
+from tests.system.proxy import Proxy
+from tests.system.test_failure import faulty, wait_for_rows
+
+CLIENTS = 5
+#: All five are needed, so that every round is the serial run's, however often it has to be begun.
+SETTINGS = [*faulty("none"), f"num_clients={CLIENTS}", f"trainer_config.min_clients={CLIENTS}", "trainer_config.max_rounds=12"]
+SLOW = [*SETTINGS, "learner_config.delay=0.15"]
+
+
+class Network:
+    """A server, and clients by number; whatever still runs at the end is killed."""
+
+    def __init__(self, folder: Path, settings: list[str]) -> None:
+        self.folder, self.settings = folder, settings
+        self.address = f"127.0.0.1:{free_port()}"
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self, who: str, *options: str, address: str = "", before: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> None:
+        """Start ``server``, or client ``0``."""
+        is_server = who == "server"
+        settings = [*self.settings, f"transport.address={address or self.address}", *([] if is_server else [f"client_id={who}"]),
+                    *more]
+        folder = self.folder / "run" if is_server else self.folder / f"client{who}"
+        line = command(*options, folder=folder, settings=settings, mode="server" if is_server else "client")
+        if is_server:
+            line.remove("--quiet")
+        log = (self.folder / f"{who}.log").open("a")
+        self.processes[who] = subprocess.Popen([*before, *line], stdout=log, stderr=log, text=True, start_new_session=True,
+                                               env={**os.environ, **ENVIRONMENT})
+        log.close()
+
+    def kill(self, who: str) -> None:
+        self.processes[who].kill()
+        self.processes[who].wait()
+
+    def log(self, who: str) -> str:
+        return (self.folder / f"{who}.log").read_text()
+
+    def reach(self, rows: int) -> None:
+        """Wait until so many rounds are recorded."""
+        wait_for_rows(self.folder / "run", rows)
+
+    def finish(self, seconds: float = 100) -> dict[str, int]:
+        """Every process's exit status."""
+        deadline = time.monotonic() + seconds
+        statuses = {}
+        for who, process in self.processes.items():
+            try:
+                statuses[who] = process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                pytest.fail(f"{who} is still running:\n{self.log(who)[-3000:]}\n--- server:\n{self.log('server')[-3000:]}")
+        return statuses
+
+    @property
+    def result(self):
+        return Finished(0, "", "", self.folder / "run", 0).result
+
+
+@pytest.fixture
+def network(tmp_path) -> Iterator[type[Network]]:
+    made: list[Network] = []
+
+    def start(settings: list[str]) -> Network:
+        made.append(Network(tmp_path, settings))
+        return made[-1]
+
+    yield start
+    for each in made:
+        for process in each.processes.values():
+            if process.poll() is None:
+                kill_tree(process.pid)
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The serial run's result."""
+    folder = tmp_path_factory.mktemp("serial")
+    subprocess.run(command(folder=folder, settings=SETTINGS, mode="serial"), check=True, timeout=120)
+    return Finished(0, "", "", folder, 0).result
+
+
+def test_the_same_bits_as_one_process(network, expected):
+    """Over loopback. Clients come in any order, and end with the run; all exit with 0."""
+    net = network(SETTINGS)
+    for who in ("3", "server", "0", "4", "1", "2"):
+        net.start(who)
+    assert set(net.finish().values()) == {0}, net.log("server")
+    assert net.result == expected
+
+
+def test_killed_and_started_again(network, expected):
+    """S-LIFE-09, S-LIFE-10: a client, then the server, by kill -9, in the middle of a round; the others wait, and go on."""
+    net = network(SLOW)
+    for who in ("server", "0", "1", "2", "3", "4"):
+        net.start(who)
+    net.reach(2)
+    net.kill("3")
+    net.start("3")
+    net.reach(4)
+    net.kill("server")
+    time.sleep(1.0)
+    net.start("server", "--resume", "auto")
+    assert set(net.finish().values()) == {0}, net.log("server")
+    rows = net.result[2]
+    assert [row["round"] for row in rows] == list(range(1, 13))
+    assert (net.result[0], net.result[1]) == expected[:2]
+
+
+def test_a_server_that_does_not_come_back(network):
+    """S-LIFE-10: the clients give up after their patience, say so, and exit with 1."""
+    net = network(SLOW)
+    net.start("server")
+    net.start("0", more=("transport.patience=2",))
+    deadline = time.monotonic() + 30
+    while "client_0 (rank 1) is here" not in net.log("server") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    net.kill("server")
+    del net.processes["server"]
+    assert net.finish(40) == {"0": 1}
+    assert "within 2 s" in net.log("0")
+
+
+@pytest.mark.parametrize("who", ["0", "server"])
+def test_signals(network, expected, who):
+    """SIGTERM: a client takes its leave, with 75, and may come back; the server writes a checkpoint, and its clients wait."""
+    net = network(SLOW)
+    for name in ("server", "0", "1", "2", "3", "4"):
+        net.start(name)
+    net.reach(3)
+    net.processes[who].send_signal(signal.SIGTERM)
+    assert net.processes[who].wait(30) == 75
+    net.start(who, *(["--resume"] if who == "server" else []))
+    assert set(net.finish().values()) == {0}, net.log("server")
+    assert net.result[:2] == expected[:2]
+
+
+def test_through_a_bad_network(network, expected):
+    """S-LIFE-10: delays, a thin line, and connections that are cut in the middle of an upload; the digest of the serial run."""
+    net = network(SLOW)
+    with Proxy(net.address, delay=0.02, bytes_per_second=2_000_000, cuts=(1.5, 3.0)) as proxy:
+        net.start("server")
+        for who in ("0", "1", "2", "3", "4"):
+            net.start(who, address=proxy.address if who in "01" else net.address)
+        assert set(net.finish().values()) == {0}, net.log("server")
+        assert proxy.cut >= 2
+    assert net.result[:2] == expected[:2]
+
+
+def test_with_certificates_tokens_and_a_list(network, expected, tmp_path):
+    """Mutual TLS; who is not on the list, or has another token, is refused with status 1 and the reason at both ends."""
+    make(tmp_path / "certs", ["localhost"], [f"client_{index}" for index in range(7)])
+    certs = tmp_path / "certs"
+
+    def tls(name: str) -> list[str]:
+        return [f"transport.tls.ca={certs}/ca.pem", f"transport.tls.cert={certs}/{name}.pem",
+                f"transport.tls.key={certs}/{name}.key"]
+
+    net = network(SETTINGS)
+    net.address = net.address.replace("127.0.0.1", "localhost")
+    listed = ",".join(f"client_{index}" for index in range(6))
+    net.start("server", more=(*tls("server"), f"transport.clients=[{listed}]", "transport.token=open sesame",
+                              "transport.tokens={client_1: own}"))
+    wrong = {"5": ("transport.token=guess", "token is wrong"), "6": ("transport.token=open sesame", "not on the list")}
+    for who, (token, _) in wrong.items():
+        net.start(who, more=(*tls(f"client_{who}"), token, "num_clients=7", "data.partitioner=iid"))
+    for who in wrong:
+        assert net.processes.pop(who).wait(60) == 1
+    for who in ("0", "1", "2", "3", "4"):
+        net.start(who, more=(*tls(f"client_{who}"), "transport.token=" + ("own" if who == "1" else "open sesame")))
+    assert set(net.finish().values()) == {0}, net.log("server")
+    for who, (_, reason) in wrong.items():
+        assert reason in net.log(who)
+        assert reason in net.log("server")
+    assert "sesame" not in net.log("server") + net.log("0") + (tmp_path / "run" / "config.yaml").read_text()
+    assert net.result == expected
+
+
+def test_the_second_server_on_a_port(network):
+    """S-COMM-10: exits at once, with the address."""
+    net = network(SETTINGS)
+    net.start("server")
+    deadline = time.monotonic() + 30
+    while not (net.folder / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = subprocess.run(command(folder=net.folder / "second", mode="server", settings=[
+        *SETTINGS, f"transport.address={net.address}"]), capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, **ENVIRONMENT})
+    assert second.returncode == 1
+    assert f"cannot listen on {net.address}" in second.stderr
+    assert net.processes["server"].poll() is None
+
+
+# Between network namespaces
+
+
+def _cannot() -> str:
+    if os.geteuid() != 0:
+        return "network namespaces are made by root"
+    if shutil.which("ip") is None:
+        return "no ip here: apt-get install iproute2"
+    tried = subprocess.run(["ip", "netns", "add", "federation-try"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        return f"no network namespaces here: {tried.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", "federation-try"], check=True)
+    return ""
+
+
+@contextlib.contextmanager
+def namespaces(count: int) -> Iterator[list[str]]:
+    """Namespaces with an address each, 10.99.0.1 upwards, on one bridge; their links are called veth0 inside."""
+    names = [f"fed{os.getpid()}n{index}" for index in range(count)]
+    bridge = f"fedbr{os.getpid()}"[:15]
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    try:
+        ip("netns", "add", names[0] + "b")
+        ip("-n", names[0] + "b", "link", "add", bridge, "type", "bridge")
+        ip("-n", names[0] + "b", "link", "set", bridge, "up")
+        for index, name in enumerate(names):
+            ip("netns", "add", name)
+            outside = f"v{index}"
+            ip("-n", name, "link", "add", "veth0", "type", "veth", "peer", "name", outside, "netns", names[0] + "b")
+            ip("-n", names[0] + "b", "link", "set", outside, "master", bridge, "up")
+            ip("-n", name, "addr", "add", f"10.99.0.{index + 1}/24", "dev", "veth0")
+            ip("-n", name, "link", "set", "veth0", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    finally:
+        for name in [*names, names[0] + "b"]:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_between_machines(network, expected, tmp_path):
+    """Six addresses, mutual TLS, and a link that is down for 5 s: the digest of the serial run."""
+    if reason := _cannot():
+        pytest.skip(reason)
+    make(tmp_path / "certs", ["10.99.0.1"], [f"client_{index}" for index in range(CLIENTS)])
+    net = network([*SLOW, f"transport.tls.ca={tmp_path}/certs/ca.pem"])
+    with namespaces(CLIENTS + 1) as names:
+        def tls(name: str) -> tuple[str, str]:
+            return f"transport.tls.cert={tmp_path}/certs/{name}.pem", f"transport.tls.key={tmp_path}/certs/{name}.key"
+
+        net.start("server", address="10.99.0.1:9000", before=("ip", "netns", "exec", names[0]), more=tls("server"))
+        for index in range(CLIENTS):
+            net.start(str(index), address="10.99.0.1:9000", before=("ip", "netns", "exec", names[index + 1]),
+                      more=tls(f"client_{index}"))
+        net.reach(3)
+        subprocess.run(["ip", "-n", names[2], "link", "set", "veth0", "down"], check=True)
+        threading.Timer(5.0, lambda: subprocess.run(["ip", "-n", names[2], "link", "set", "veth0", "up"], check=True)).start()
+        assert set(net.finish(120).values()) == {0}, net.log("server")
+    assert net.result[:2] == expected[:2]
