@@ -218,6 +218,14 @@ def test_a_sweep(cluster, submit, tmp_path):
         assert (tmp_path / f"sweep-{array}_{task}.log").exists()
 
 
+def test_server_and_clients(submit, tmp_path):
+    """grpc.sh: a server and a client for each of six tasks on three nodes, with certificates of their own."""
+    settings = [*(text for text in SETTINGS if not text.startswith("num_clients")), "trainer_config.min_clients=6"]
+    job = submit("grpc.sh", *SHAPE, settings=settings)
+    assert job.finish()["Restarts"] == "0"
+    assert job.result == in_one_process(tmp_path / "serial", [*settings, "num_clients=6"])
+
+
 def test_ranks_and_gpus(cluster, submit, tmp_path):
     """S-HPC-05: each rank, the server's too, trains, and is told of the GPUs that its node has.
 
