@@ -137,19 +137,16 @@ def _network(config: Config, sound: Sound) -> Iterator[Broken]:
     if transport.address is None and sound("transport.address", "mode"):
         yield "transport.address", f"is missing: mode {config.mode} needs the server's address, as host:port"
     is_server = config.mode == "server" or (config.mode == "distributed" and config.role == "server")
+    is_client = "client" in (config.mode, config.role) and not is_server
     is_near = transport.address is not None and is_loopback(transport.address)
     if is_server and not transport.insecure and not is_near and not (tls.cert and tls.key) and sound(
             "transport.tls.cert", "transport.tls.key", "transport.address"):
         yield "transport.tls", ("a server that others can reach needs cert and key (python -m federation.certs makes some); "
                                 "where everyone may read the network's traffic, say transport.insecure: true")
-    if not is_server and not transport.insecure and not is_near and not (tls.ca or tls.cert) and sound(
-            "transport.tls.ca", "transport.address"):
-        yield "transport.tls", ("a client needs ca, the authority that signed the server's certificate; where everyone may "
-                                "read the network's traffic, say transport.insecure: true")
-    if not is_server and config.client_id is None and sound("client_id"):
+    if is_client and config.client_id is None and sound("client_id"):
         yield "client_id", ("is missing: the index of this client's share of the data (0, 1, ...), or a name where the data "
                             "are its own")
-    if not is_server and isinstance(config.client_id, int) and config.client_id >= config.num_clients and sound(
+    if is_client and isinstance(config.client_id, int) and config.client_id >= config.num_clients and sound(
             "client_id", "num_clients"):
         yield "client_id", (f"{config.client_id} is no share of num_clients: {config.num_clients}, which are 0 to "
                             f"{config.num_clients - 1}")

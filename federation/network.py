@@ -88,7 +88,9 @@ def way_of(config: Config) -> Way:
     transport = config.transport
     assert transport.address is not None
     token = None if transport.token is None else transport.token.reveal()
-    return Way(address=transport.address, name=client_name(config), certificates=_certificates(transport), token=token,
+    certificates = _certificates(transport)
+    secure = bool(certificates) or not (transport.insecure or is_loopback(transport.address))
+    return Way(address=transport.address, name=client_name(config), certificates=certificates, secure=secure, token=token,
                patience=transport.patience)
 
 

@@ -40,6 +40,8 @@ class Way(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     name: str
     certificates: Certificates = Certificates()
+    #: TLS, with the system's authorities where `certificates` names none. None: where it names some.
+    secure: bool | None = None
     token: str | None = None
     patience: float | None = 60.0
     most_bytes: int = 1 << 34
@@ -153,7 +155,7 @@ async def _attempt(way: Way) -> GrpcClient:
 
 
 def _channel(way: Way) -> grpc.aio.Channel:
-    if not way.certificates:
+    if not (way.certificates if way.secure is None else way.secure):
         return grpc.aio.insecure_channel(way.address, options=CLIENT_OPTIONS)
     ca, cert, key = way.certificates.read()
     credentials = grpc.ssl_channel_credentials(ca, key, cert)

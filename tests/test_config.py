@@ -284,8 +284,14 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
     ("trainer_config: {sampling: availability, availability: {trace: pyproject.toml, share: 0.3}}",
      "trainer_config.availability.share"),
     ("trainer_config: {sampling: availability, availability: {share: 0}}", "trainer_config.availability.share"),
-    ("mode: client", "transport.address"),
-    ("mode: client\nrole: server\ntransport: {address: 'a:1'}", "role"),
+    ("mode: client\nclient_id: 1", "transport.address"),
+    ("mode: client\ntransport: {address: 'a:1'}", "client_id"),
+    ("mode: client\nclient_id: 10\ntransport: {address: 'a:1'}", "client_id"),
+    ("mode: server\ntransport: {address: '127.0.0.1:1'}\ntrainer_config: {server_hosts_clients: true}",
+     "trainer_config.server_hosts_clients"),
+    ("mode: server\ntransport: {address: '127.0.0.1:1'}\ncomponents: {trainer: federated.trainer.async, "
+     "aggregator: federated.aggregator.fedasync}", "components.trainer"),
+    ("mode: client\nrole: server\nclient_id: a\ntransport: {address: 'a:1'}", "role"),
     ("role: client", "role"),
     ("role: client\nmode: serial", "role"),
     ("mode: distributed\ntransport: {address: 'a:1', insecure: true}", "mode"),
@@ -339,8 +345,8 @@ def test_a_fraction_is_the_decimal_that_it_is_written_as(load, fraction, clients
 @pytest.mark.parametrize(("text", "mode", "role"), [
     ("seed: 1", "auto", "server"),
     ("role: server\nmode: serial", "serial", "server"),
-    ("mode: client\ntransport: {address: 'host:9000'}", "client", "client"),
-    ("mode: distributed\nrole: client\ntransport: {address: '[::1]:9000'}", "client", "client"),
+    ("mode: client\nclient_id: hospital\ntransport: {address: 'host:9000'}", "client", "client"),
+    ("mode: distributed\nrole: client\nclient_id: 9\ntransport: {address: '[::1]:9000'}", "client", "client"),
     ("mode: distributed\nrole: server\ntransport: {address: 'a:1', insecure: true}", "server", "server"),
     ("mode: server\ntransport: {address: 'a:1', tls: {cert: c, key: k}}", "server", "server"),
 ])
@@ -591,7 +597,7 @@ def test_a_saved_mask_is_no_value(load):
     with pytest.raises(ConfigError, match="give the value again"):
         again.tracker.settings()
     with pytest.raises(ConfigError, match=r"transport\.token"):
-        load("mode: client\ntransport: {address: 'a:1', token: '***'}")
+        load("mode: client\nclient_id: 0\ntransport: {address: 'a:1', token: '***'}")
 
 
 def test_secret_values_compare_and_travel():
