@@ -167,6 +167,11 @@ def _transport(config: Config, sound: Sound) -> Iterator[Broken]:
         elif match[1] != str(int(match[1])) or not 1 <= int(match[1]) <= 65535:
             yield "transport.address", (f"{transport.address} has no port from 1 to 65535, written without leading "
                                         "zeros")
+    if transport.monitor is not None and sound("transport.monitor"):
+        if _ADDRESS.fullmatch(transport.monitor) is None:
+            yield "transport.monitor", f"{transport.monitor} is not of the form host:port, such as 127.0.0.1:9100"
+        elif config.mode not in ("server", "distributed") and sound("mode"):
+            yield "transport.monitor", f"is for mode server, and this is mode {config.mode}; leave it out"
     if transport.insecure and (tls.ca or tls.cert or tls.key) and sound("transport.insecure", "transport.tls"):
         yield "transport.insecure", "true contradicts transport.tls; keep one of the two"
     if bool(tls.cert) != bool(tls.key) and sound("transport.tls", "transport.tls.cert", "transport.tls.key"):

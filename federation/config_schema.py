@@ -222,6 +222,8 @@ class TransportConfig(Section, frozen=True, kw_only=True):
     clients: Annotated[list[str] | None, Meta(description="On the server: the names that may come in. null: any.")] = None
     patience: Annotated[float | None, Meta(gt=0, description="On a client: how long it tries to reach a server that is not "
                                            "there, in seconds. null: for ever.")] = 60.0
+    monitor: Annotated[str | None, Meta(description="On the server: host:port at which /metrics (for Prometheus) and /health are "
+                                        "served, in clear and to everyone; best 127.0.0.1:9100. null: nowhere.")] = None
     max_message_bytes: Annotated[int, Meta(ge=1, description="On the server: the largest array that is taken from a client "
                                            "whose size is not known before.")] = 2**30
     insecure: Annotated[bool, Meta(description="true: without TLS, readable for the whole network.")] = False

@@ -18,6 +18,7 @@ from federation.core.trainer import Trainer
 from federation.core.weights import Weights
 from federation.errors import CheckpointError, ConfigError, FederationError
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
+from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
 from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
@@ -104,7 +105,7 @@ class Session:
             await server.wait_for_clients(0)
             await server.stop("every round is done already")
             return self._nothing_left(transport)
-        recorder = self._recorder()
+        recorder = self._recorder(server)
         try:
             trainer = parts.make_trainer(server, recorder)
             if self._resume is not None:
@@ -139,15 +140,17 @@ class Session:
         """Give the folder back."""
         self.folder.close()
 
-    def _recorder(self) -> Recorder:
+    def _recorder(self, server: ServerNode) -> Recorder:
         config, folder = self.config, self.folder
         tracker = make_tracker(config.tracker.name, folder.tensorboard, config.tracker.settings(), config.tracker.required)
         progress = Progress(config.trainer_config.max_rounds, quiet=self._quiet)
         checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, every=config.checkpoint.every,
                                   asynchronous=config.checkpoint.async_,
                                   on_error="stop" if config.checkpoint.on_error == "raise" else "warn")
+        address = config.transport.monitor
+        monitor = None if address is None else Monitor(address, lambda: len(server.clients))
         return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest(),
-                        wall_time=WallTime(seconds_left(os.environ)))
+                        wall_time=WallTime(seconds_left(os.environ)), monitor=monitor)
 
     def _checkpoint_to_resume(self) -> Snapshot | None:
         if self._resume is None:

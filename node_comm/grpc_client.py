@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 SERVER = 0
 #: Seconds between two attempts: at first, and at most. Each is drawn from half of that upwards, lest all come at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+#: Seconds that a server may take to read all that was written, once a client leaves.
+CLOSE_SECONDS = 20.0
 #: Seconds that one attempt may take.
 ATTEMPT_SECONDS = 10.0
 
@@ -80,7 +82,7 @@ class GrpcClient(Star):
                 await self._call.done_writing()
         except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
             logger.debug("the stream had ended before")
-        await asyncio.wait({self._reading}, timeout=1.0)
+        await asyncio.wait({self._reading}, timeout=CLOSE_SECONDS)
         self._reading.cancel()
         self._call.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)

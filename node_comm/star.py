@@ -37,14 +37,14 @@ class Link:
         self._write = write
         self._turn = asyncio.Lock()
         self._assembler = Assembler(sink, most)
-        self._broken = False
+        self.is_broken = False
 
     async def send(self, outgoing: Outgoing) -> None:
         """Write a whole message. A call that is cancelled half-way breaks the link."""
         async with self._turn:
-            if self._broken:
+            if self.is_broken:
                 raise Disconnected(f"rank {self.peer}: a message was cut off")
-            self._broken = True
+            self.is_broken = True
             try:
                 for frame in outgoing:
                     await self._write(frame)
@@ -56,7 +56,7 @@ class Link:
                 raise Disconnected(f"rank {self.peer} is lost") from None
             except Exception as error:  # whatever goes wrong with a stream, it is the stream that is of no use any more
                 raise Disconnected(f"rank {self.peer} is lost: {error}") from error
-            self._broken = False
+            self.is_broken = False
 
     def feed(self, frame: bytes) -> Received | None:
         """A frame has come; returns the message that it completes. Raises ProtocolError."""
@@ -90,7 +90,7 @@ class Star(Transport):
             self._check_alive()
             self._mailbox.deliver(dest, Received(dest, bytes(header), None if buffer is None else np.array(buffer, order="C")))
             return
-        await self._link(dest).send(Outgoing(header, buffer))
+        await self._write(dest, Outgoing(header, buffer))
 
     async def send_all(self, ranks: Sequence[int], header: bytes, buffer: np.ndarray | None = None,
                        timeout: float | None = None) -> dict[int, str]:
@@ -102,7 +102,7 @@ class Star(Transport):
         async def one(rank: int) -> None:
             try:
                 async with asyncio.timeout(timeout):
-                    await self._link(rank).send(outgoing)
+                    await self._write(rank, outgoing)
             except TimeoutError:
                 failed[rank] = f"took longer than {timeout:g} s to take a message"
                 self.drop(rank, failed[rank])
@@ -135,6 +135,16 @@ class Star(Transport):
         """Seconds since the last frame of `rank`."""
         link = self._links.get(rank)
         return float("inf") if link is None else time.monotonic() - link.heard
+
+    async def _write(self, rank: int, outgoing: Outgoing) -> None:
+        """A message that is cut off leaves the peer waiting for its rest: it is lost then, whoever's fault that is."""
+        link = self._link(rank)
+        try:
+            await link.send(outgoing)
+        except BaseException:
+            if link.is_broken:
+                self.drop(rank, "a message to it was cut off")
+            raise
 
     def _joined(self, rank: int, write: Callable[[bytes], Awaitable[None]], most: int) -> Link:
         def sink(header: bytes, description: Description) -> Sink:

@@ -80,14 +80,15 @@ class Outgoing:
     def __getitem__(self, index: int) -> bytes:
         if index == 0:
             return self._begin
-        if index not in self._kept:
+        frame = self._kept.get(index)
+        if frame is None:
             piece = self._bytes[(index - 1) * PIECE_BYTES:index * PIECE_BYTES].data
             if not piece:
                 raise IndexError(index)
-            self._kept[index] = b"".join((bytes([PIECE]), zlib.crc32(piece).to_bytes(_CRC_BYTES, "little"), piece))
+            frame = self._kept[index] = b"".join((bytes([PIECE]), zlib.crc32(piece).to_bytes(_CRC_BYTES, "little"), piece))
             if len(self._kept) > self.KEPT:
-                del self._kept[min(self._kept)]
-        return self._kept[index]
+                del self._kept[min(self._kept)]  # maybe this one, for a stream that is far behind
+        return frame
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.infra.checkpoint import Checkpoints, Snapshot
+from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
 from federation.infra.run_folder import RunFolder
 from federation.infra.tracker import NoTracker, Tracker
@@ -22,11 +23,12 @@ class Recorder:
 
     def __init__(self, folder: RunFolder | None = None, tracker: Tracker | None = None, progress: Progress | None = None,
                  checkpoints: Checkpoints | None = None, run_id: str = "", config_digest: str = "",
-                 wall_time: WallTime | None = None) -> None:
+                 wall_time: WallTime | None = None, monitor: Monitor | None = None) -> None:
         self.folder = folder
         self.tracker = tracker or NoTracker()
         self.progress = progress
         self.checkpoints = checkpoints
+        self.monitor = monitor
         self.last: Mapping[str, Any] = {}
         self._run_id = run_id
         self._config_digest = config_digest
@@ -39,6 +41,8 @@ class Recorder:
         if self.folder is not None:
             self.folder.log_metrics(row)
         self.tracker.log(row["round"], row)
+        if self.monitor is not None:
+            self.monitor.record(row)
         if self.progress is not None:
             self.progress.update(row)
         self._wall_time.end_round()
@@ -90,6 +94,8 @@ class Recorder:
                 self.checkpoints.close()
         finally:
             self.tracker.close()
+            if self.monitor is not None:
+                self.monitor.close()
             if self.progress is not None:
                 self.progress.close()
 

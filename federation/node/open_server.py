@@ -38,7 +38,7 @@ from federation.node.round import Fitted, Plan
 from federation.node.server import PATIENCE, ServerNode, expect
 from node_comm import CommError, Disconnected, Timeout
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Lost, Node, together
+from node_comm.node import Incoming, Lost, Node
 from node_comm.star import Star
 from node_comm.wire import Adding
 
@@ -161,10 +161,12 @@ class OpenServerNode(ServerNode):
                 answer, _ = await self.node.request(rank, fetch, into=Adding(limb), timeout=self.round_timeout)
                 expect(answer, Sum)
 
-        try:
-            await together(*map(add, self._contributors))
-        except (Disconnected, Timeout) as error:
-            raise self._interrupted(order.round, error) from error
+        # None is cancelled for another's fault: a message that is cut off would cost its receiver the connection.
+        for error in await asyncio.gather(*map(add, self._contributors), return_exceptions=True):
+            if isinstance(error, Disconnected | Timeout):
+                raise self._interrupted(order.round, error) from error
+            if error is not None:
+                raise error
         return total
 
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:

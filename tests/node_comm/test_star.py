@@ -83,6 +83,27 @@ def test_large_messages_face_each_other():
     run(test())
 
 
+def test_what_was_written_before_a_client_left_arrives(monkeypatch):
+    """However long the server takes to read it (found by the benchmark: a second was not enough)."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            arrived = server._arrived
+
+            async def slowly(link, frame):
+                await asyncio.sleep(0.15)
+                await arrived(link, frame)
+
+            monkeypatch.setattr(server, "_arrived", slowly)
+            array = np.arange(10 * PIECE_BYTES, dtype=np.uint8)
+            sending = asyncio.ensure_future(client.send(0, b"last words", array))
+            received = asyncio.ensure_future(server.recv())
+            await sending
+            await client.close()
+            assert ((await received).buffer == array).all()
+
+    run(test())
+
+
 def test_sums_are_added_up_as_they_come():
     async def test() -> None:
         async with world(3) as (server, clients):
@@ -91,6 +112,21 @@ def test_sums_are_added_up_as_they_come():
             await asyncio.gather(*(client.send(0, b"", np.full(300_000, client.rank)) for client in clients),
                                  *(server.recv() for _ in clients))
             assert (total == 6).all()
+
+    run(test())
+
+
+def test_a_message_that_is_cut_off_is_the_loss_of_its_receiver(monkeypatch):
+    """Whatever went wrong, and at the server's own end, too: the client learns of it, and does not wait for the rest."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            monkeypatch.setattr("node_comm.wire.zlib.crc32", lambda data: 1 / 0)
+            with pytest.raises(Disconnected, match="division by zero"):
+                await server.send(1, b"", np.zeros(10))
+            monkeypatch.undo()
+            with pytest.raises(Disconnected, match="cut off"):
+                await client.recv()
+            assert server.ranks == []
 
     run(test())
 
@@ -196,6 +232,7 @@ def test_a_slow_client_is_dropped_by_the_deadline(monkeypatch):
             failed, _ = await asyncio.gather(server.send_all([1, 2], b"", weights, timeout=3.0), client.recv())
             assert list(failed) == [2]
             assert "longer than 3 s" in failed[2]
+            stalled._reading.cancel()
             await stalled.close()
 
     run(test())
@@ -317,6 +354,7 @@ def test_pings_suit_both_ends():
     client, server = dict(CLIENT_OPTIONS), dict(SERVER_OPTIONS)
     assert client["grpc.keepalive_time_ms"] >= 2 * server["grpc.http2.min_recv_ping_interval_without_data_ms"]
     assert client["grpc.http2.max_pings_without_data"] == 0
+    assert server["grpc.http2.max_ping_strikes"] == 0  # found by eight clients of 100 MB each: "Too many pings"
 
 
 # Certificates

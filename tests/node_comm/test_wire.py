@@ -85,6 +85,15 @@ def test_a_frame_is_encoded_once_for_many(monkeypatch):
     assert encoded == 20
 
 
+def test_a_stream_may_be_far_behind():
+    """Found by eight clients of 100 MB: a piece that is encoded once more, for the slowest, is not kept."""
+    array = np.arange(30 * PIECE_BYTES, dtype=np.uint8)
+    outgoing = Outgoing(b"", array)
+    for index in range(len(outgoing)):
+        outgoing[index]
+    assert (feed(assembler(), list(outgoing))[0].buffer == array).all()
+
+
 def test_places():
     """Into an array that is given, added to one, or nowhere."""
     array = np.arange(700_000, dtype=np.int64)

@@ -1,0 +1,48 @@
+"""What a watcher reads: figures in Prometheus' format, and a sign of health."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from federation.errors import ConfigError
+from federation.infra.monitor import Monitor
+
+
+def get(monitor: Monitor, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{monitor.port}{path}", timeout=10) as answer:
+        return answer.read().decode()
+
+
+def test_figures_of_a_run():
+    """Read by Prometheus' own parser."""
+    monitor = Monitor("127.0.0.1:0", lambda: 3)
+    for number in (1, 2):
+        monitor.record({"round": number, "accuracy": 0.5 * number, "clients_failed": 1, "bytes_down": 100, "bytes_up": 10,
+                        "failures": {"a": "late"}, "seconds": {"fit": 2.5}})
+    found = {(sample.name, *sample.labels.values()): sample.value
+             for family in text_string_to_metric_families(get(monitor, "/metrics")) for sample in family.samples}
+    assert found["federation_round",] == 2
+    assert found["federation_rounds_total",] == 2
+    assert found["federation_clients",] == 3
+    assert found["federation_clients_failed_total",] == 2
+    assert found["federation_bytes_down_total",] == 200
+    assert found["federation_metric", "accuracy"] == 1.0
+    assert found["federation_seconds", "fit"] == 2.5
+    assert json.loads(get(monitor, "/health")) == {"round": 2, "clients": 3}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        get(monitor, "/else")
+    monitor.close()
+
+
+def test_an_address_that_is_taken():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match="cannot listen on"):
+            Monitor(f"127.0.0.1:{other.getsockname()[1]}", lambda: 0)
