@@ -233,6 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def summary(result: Any) -> str:
     """The last words of a run."""
+    if result.mode == "client":
+        return "the run is over"
     accuracy = result.metrics.get("accuracy")
     reached = "" if accuracy is None else f", accuracy {accuracy:.4f}"
     return (f"{result.rounds_completed} rounds in mode {result.mode} on {result.world_size} ranks{reached}\n"

@@ -82,6 +82,10 @@ class GrpcClient(Star):
                 await self._call.done_writing()
         except (TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
             logger.debug("the stream had ended before")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
         await asyncio.wait({self._reading}, timeout=CLOSE_SECONDS)
         self._reading.cancel()
         self._call.cancel()

@@ -8,7 +8,7 @@ import os
 import signal
 import traceback
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -237,7 +237,8 @@ class ClientNode:
                 raise Disconnected(reason)
             case Shutdown(reason=reason):
                 logger.debug("%s ends: %s", self.node_id, reason)
-                await node.reply(incoming, Leave())
+                with suppress(Disconnected):  # the run is over, whether the server still hears it or not
+                    await node.reply(incoming, Leave())
                 return False
             case other:
                 raise CommError(f"{type(other).__name__} is not for a client's rank")

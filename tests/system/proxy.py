@@ -9,14 +9,15 @@ from types import TracebackType
 
 class Proxy:
     """Forwards to `target` from an address of its own. Every piece is held back for `delay` seconds and passes at
-    `bytes_per_second`; at each of `cuts`, seconds after the first connection, all connections are cut. `cut` counts them."""
+    `bytes_per_second`; when so many bytes have passed as each of `cuts` says, all connections are cut. `cut` counts that."""
 
-    def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[float, ...] = ()) -> None:
+    def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[int, ...] = ()) -> None:
         self.address = ""
         self.cut = 0
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
-        self._delay, self._rate, self._cuts = delay, bytes_per_second, cuts
+        self._delay, self._rate, self._cuts = delay, bytes_per_second, sorted(cuts)
+        self._passed = 0
         self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -51,9 +52,6 @@ class Proxy:
         self.cut += bool(writers)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for seconds in self._cuts:
-            asyncio.get_running_loop().call_later(seconds, lambda: asyncio.ensure_future(self._cut_all()))
-        self._cuts = ()
         try:
             there_reader, there_writer = await asyncio.open_connection(self._host, self._port)
         except OSError:
@@ -67,5 +65,10 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 14):
             await asyncio.sleep(self._delay + len(data) / self._rate)
+            self._passed += len(data)
+            if self._cuts and self._passed >= self._cuts[0]:
+                self._cuts.pop(0)
+                await self._cut_all()
+                return
             writer.write(data)
             await writer.drain()
