@@ -120,10 +120,11 @@ class GrpcServer(Star):
         rank, self.size = self.size, self.size + 1
         ending = self._endings[rank] = asyncio.get_running_loop().create_future()
         self._names[rank] = name
-        link = self._joined(rank, context.write, self._door.most_bytes)
         why = "it has gone"
         try:
+            # Before anybody can write to it: gRPC allows one write at a time.
             await context.send_initial_metadata((("rank", str(rank)), ("version", VERSION)))
+            link = self._joined(rank, context.write, self._door.most_bytes)
             reading = asyncio.ensure_future(self._read(link, frames))
             await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
@@ -165,7 +166,7 @@ class GrpcServer(Star):
         if self._closed:
             return codes.UNAVAILABLE, "the server is closing"
         for rank, known in self._names.items():
-            if known == name and rank in self._links:
+            if known == name and rank in self._endings:
                 if self.silence(rank) < REPLACE_AFTER:
                     return codes.ALREADY_EXISTS, f"{name!r} is connected already"
                 self.drop(rank, "it was silent, and a client of its name has come")
