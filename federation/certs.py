@@ -14,13 +14,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from federation.command_line import Parser
 from federation.errors import ConfigError
 from federation.node.proxy import partition_client
 
@@ -93,14 +93,9 @@ def make(folder: Path, servers: Sequence[str], clients: Sequence[str], days: int
     return [folder / name for name in contents]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message.removeprefix("argument "))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m federation.certs", allow_abbrev=False, description="Certificates for a trial.")
-    command = parser.add_subparsers(dest="command", required=True, parser_class=_Parser).add_parser(
+    parser = Parser(prog="python -m federation.certs", allow_abbrev=False, description="Certificates for a trial.")
+    command = parser.add_subparsers(dest="command", required=True, parser_class=Parser).add_parser(
         "make", allow_abbrev=False, help="make an authority, and certificates for a server and its clients")
     command.add_argument("--server", metavar="HOST", nargs="+", required=True,
                          help="names and addresses under which clients reach the server, such as node1 10.0.0.7")

@@ -56,7 +56,7 @@ def resolve_options(options: Options) -> Config:
     return load_config(options.config, overrides=options.set, options=given)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises what is wrong instead of ending the process, so that of many ranks one can say it."""
 
     def error(self, message: str) -> NoReturn:
@@ -74,7 +74,7 @@ class _Once(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m federation.launch", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train one model over many clients: in this process, in several, under mpirun, or across machines.",
         epilog="exit status: 0 done; 1 failed while running; 2 bad configuration or usage;\n"

@@ -57,19 +57,19 @@ def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool 
         case "server":
             from federation.network import run_server
 
+            _set_threads(config, workers=1)
             return run_server(config, resume, quiet, _lead)
         case "client":
             from federation.network import run_client
 
-            return run_client(config)
+            _set_threads(config, workers=1)
+            return run_client(config, int(os.environ[THREADS]))
     raise AssertionError(mode)
 
 
 def choose_mode(config: Config, environ: Mapping[str, str]) -> str:
     """The mode that `config.mode` means here. ConfigError where it contradicts the MPI launcher."""
     launched = launchers.launched_size(environ) or 1
-    if config.mode == "distributed":
-        return str(config.role)
     if config.mode == "auto":
         return "mpi" if launched > 1 else "serial"
     if config.mode != "mpi" and launched > 1:

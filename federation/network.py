@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from federation.assemble import assemble, client_name
 from federation.config import Config, TransportConfig
-from federation.infra.threads import apply_threads, available_cores, resolve_threads
-from federation.session import STOP_SIGNALS, RunResult, Stopped
+from federation.infra.threads import apply_threads
+from federation.session import RunResult, Stopped, stop_signals
 from node_comm.addresses import is_loopback
 from node_comm.grpc_channel import Certificates
 from node_comm.grpc_client import Way, connect
@@ -25,8 +23,6 @@ Lead = Callable[..., Awaitable[Any]]
 
 def run_server(config: Config, resume: str | None, quiet: bool, lead: Lead) -> Any:
     """Listen, and run the trainer over the clients that come. Raises Unavailable where it cannot listen."""
-    apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
-
     async def serve() -> Any:
         transport = await GrpcServer.open(door_of(config.transport))
         _warn(config.transport)
@@ -38,35 +34,25 @@ def run_server(config: Config, resume: str | None, quiet: bool, lead: Lead) -> A
     return asyncio.run(serve())
 
 
-def run_client(config: Config) -> RunResult:
-    """Train for the server until the run is over; a connection that is lost is made anew.
+def run_client(config: Config, threads: int) -> RunResult:
+    """Train for the server until the run is over, with `threads`; a connection that is lost is made anew.
 
     Raises Refused where the server says no, Unavailable where it is not there for `transport.patience` seconds, Stopped after
     a signal.
     """
-    apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
-
     async def take_part() -> None:
         parts = assemble(config)
-        apply_threads(resolve_threads(config.threads, 1, os.environ, available_cores()))
+        apply_threads(threads)  # again, for the libraries that have come with the parts
         _warn(config.transport)
         transport = await connect(way_of(config))
         client = parts.make_remote_client(transport)
-        loop = asyncio.get_running_loop()
         serving = asyncio.ensure_future(client.serve())
-        stop: asyncio.Future[signal.Signals] = loop.create_future()
-
-        def ask(received: signal.Signals) -> None:
-            if not stop.done():
-                stop.set_result(received)
-
-        for received in STOP_SIGNALS:
-            loop.add_signal_handler(received, ask, received)
-        both: set[asyncio.Future[Any]] = {serving, stop}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            return serving.result()
-        await client.stop()
+        with stop_signals() as stop:
+            both: set[asyncio.Future[Any]] = {serving, stop}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return serving.result()
+            await client.stop()
         serving.cancel()
         raise Stopped(stop.result().name, None, is_client=True)
 

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,14 +205,10 @@ class Session:
         return recorder.checkpoint_now(trainer.snapshot() if _is_recorded(trainer, recorder) else None)
 
     async def _run_or_stop(self, survival: Survival, recorder: Recorder) -> None:
-        loop = asyncio.get_running_loop()
-        stop: asyncio.Future[signal.Signals] = loop.create_future()
+        with stop_signals() as stop:
+            await self._run_until(stop, survival, recorder)
 
-        def ask(received: signal.Signals) -> None:
-            if not stop.done():
-                stop.set_result(received)
-
-        handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
+    async def _run_until(self, stop: asyncio.Future[signal.Signals], survival: Survival, recorder: Recorder) -> None:
         running = asyncio.ensure_future(survival.run())
         try:
             waiting: set[asyncio.Future[Any]] = {running, stop}
@@ -236,8 +233,24 @@ class Session:
             raise Stopped(stop.result().name, self._last_checkpoint(trainer, recorder))
         finally:
             running.cancel()
-            for received in handled:
-                loop.remove_signal_handler(received)
+
+
+@contextmanager
+def stop_signals() -> Iterator[asyncio.Future[signal.Signals]]:
+    """A future that holds the first signal to stop that comes during the block."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[signal.Signals] = loop.create_future()
+
+    def ask(received: signal.Signals) -> None:
+        if not stop.done():
+            stop.set_result(received)
+
+    handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
+    try:
+        yield stop
+    finally:
+        for received in handled:
+            loop.remove_signal_handler(received)
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

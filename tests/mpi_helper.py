@@ -75,7 +75,7 @@ def kill_tree(pid: int) -> None:
     for victim in victims:
         _kill(victim)
     deadline = time.monotonic() + 10
-    while any(map(_lives, victims)) and time.monotonic() < deadline:
+    while any(map(is_alive, victims)) and time.monotonic() < deadline:
         time.sleep(0.01)
     sweep()
 
@@ -85,7 +85,7 @@ def sweep() -> None:
     sockets = Path("/proc/net/unix").read_text()
     for folder in Path(tempfile.gettempdir()).glob("*"):
         owner = re.fullmatch(r"(?:ompi|prted)\.(\d+)", folder.name)
-        if (owner and not _lives(int(owner[1]))) or (
+        if (owner and not is_alive(int(owner[1]))) or (
                 folder.name.startswith("pymp-") and folder.name not in sockets):
             shutil.rmtree(folder, ignore_errors=True)
     for segment in Path("/dev/shm").glob("sm_segment.*"):
@@ -93,7 +93,8 @@ def sweep() -> None:
             segment.unlink(missing_ok=True)
 
 
-def _lives(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether the process is there and more than a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:

@@ -30,7 +30,7 @@ class Monitor:
         registry = CollectorRegistry()
         self._clients = clients
         self._round = 0
-        self._gauges = {"round": Gauge("federation_round", "The last round that is recorded.", registry=registry)}
+        self._last = Gauge("federation_round", "The last round that is recorded.", registry=registry)
         self._counters = {
             "rounds": Counter("federation_rounds", "Rounds recorded by this process.", registry=registry),
             "clients_failed": Counter("federation_clients_failed", "Clients that a round was done without.", registry=registry),
@@ -56,7 +56,7 @@ class Monitor:
     def record(self, row: Mapping[str, Any]) -> None:
         """Take in the record of a round."""
         self._round = int(row["round"])
-        self._gauges["round"].set(self._round)
+        self._last.set(self._round)
         self._counters["rounds"].inc()
         for name in ("clients_failed", "bytes_down", "bytes_up"):
             self._counters[name].inc(row.get(name, 0))

@@ -13,21 +13,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from federation.command_line import Parser
 from federation.config import Config, load_config
 from federation.errors import ConfigError
 from federation.slurm.script import Job, render
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message.removeprefix("argument "))
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m federation.slurm", allow_abbrev=False, description="Jobs for Slurm.")
-    submit = parser.add_subparsers(dest="command", required=True, parser_class=_Parser).add_parser(
+    parser = Parser(prog="python -m federation.slurm", allow_abbrev=False, description="Jobs for Slurm.")
+    submit = parser.add_subparsers(dest="command", required=True, parser_class=Parser).add_parser(
         "submit", allow_abbrev=False, help="write a job's script and submit it",
         description="Write a script for a run under MPI (jobs/slurm/fedavg.sh, or fedavg_gpu.sh with --gpus-per-node), and "
                     "submit it. Before its time is up, or when it is preempted, the job writes a checkpoint and goes back "

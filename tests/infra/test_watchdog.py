@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mpi_helper import is_alive
+
 PROGRAM = """
 import sys, time
 from federation.infra.watchdog import Watchdog
@@ -36,7 +38,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for_end(pid: int) -> None:
-    while Path(f"/proc/{pid}").exists() and ") Z" not in Path(f"/proc/{pid}/stat").read_text():
+    while is_alive(pid):
         time.sleep(0.01)
 
 

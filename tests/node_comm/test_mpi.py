@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mpi_helper import NOTHING_BUFFERED, ROOT, mpirun, needs_mpi, report
+from tests.mpi_helper import NOTHING_BUFFERED, ROOT, is_alive, mpirun, needs_mpi, report
 
 SUITE = "tests/node_comm/mpi_suite.py"
 
@@ -186,13 +186,6 @@ def test_a_job_that_hangs_is_killed_with_all_its_ranks() -> None:
     while any(map(is_alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(is_alive, ranks))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "(zombie)" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 BROKEN = {

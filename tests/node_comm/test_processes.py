@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from node_comm import CommError, Disconnected, PeerFailed, Transport, launchers, processes
+from tests.mpi_helper import is_alive
 from tests.node_comm.contract import CHECKS, CLOSING_CHECKS, Check, name_of
 
 
@@ -71,14 +72,6 @@ async def pids_of_children(transport: Transport) -> list[int]:
     return [int((await transport.recv(rank)).header) for rank in range(1, transport.size)]
 
 
-def exists(pid: int) -> bool:
-    """Whether the process is there and more than a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 PENDING: dict[str, Callable[[Transport], object]] = {
     "recv": lambda transport: transport.recv(),
     "recv from another rank": lambda transport: transport.recv(1),
@@ -117,7 +110,7 @@ def test_child_that_fails_ends_the_world(how: str, pending: str) -> None:
     with pytest.raises(PeerFailed, match="rank 2"):  # nobody who caught it above may hide it
         asyncio.run(lead())
     assert len(pids) == 3
-    assert not any(exists(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
 
 
 def test_error_of_the_parent_keeps_its_own_face() -> None:
@@ -140,7 +133,7 @@ def test_error_of_the_parent_keeps_its_own_face() -> None:
         asyncio.run(lead("kill"))
     assert caught.value.__notes__ == ["Before that, rank 2 was killed by SIGKILL"]
     assert len(pids) == 4
-    assert not any(exists(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
 
 
 async def raise_late(transport: Transport) -> None:
@@ -335,10 +328,10 @@ def test_no_process_outlives_the_parent(tmp_path: Path, number: signal.Signals) 
     assert len(pids) == 5
     assert code in (-number, 128 + number)
     for _ in range(1_000):
-        if not any(exists(pid) for pid in pids):
+        if not any(is_alive(pid) for pid in pids):
             break
         time.sleep(0.01)
-    assert not any(exists(pid) for pid in pids)
+    assert not any(is_alive(pid) for pid in pids)
     assert shared_memory() == shm
     assert "leaked" not in err
     assert "resource_tracker" not in err

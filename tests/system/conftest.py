@@ -46,12 +46,13 @@ class Finished:
 
 
 def command(*arguments: str, folder: Path, settings: Sequence[str] = (), mode: str | None = None,
-            ranks: int | None = None) -> list[str]:
-    """The command line of a run; under mpirun with `ranks`. Of settings with the same key, the last counts."""
+            ranks: int | None = None, extra: Sequence[str] = ()) -> list[str]:
+    """The command line of a run; with `ranks` under mpirun, whose options are `extra`. Of settings with one key, the last counts.
+    """
     last = {text.partition("=")[0]: text for text in settings}
     line = [sys.executable, "-m", "federation.launch", *arguments, *(["--mode", mode] if mode else []),
             "--output_dir", str(folder), "--quiet", *(["--set", *last.values()] if last else [])]
-    return line if ranks is None else mpirun_command(ranks, *line)
+    return line if ranks is None else mpirun_command(ranks, *line, extra=extra)
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ def launch(tmp_path: Path) -> Callable[..., Finished]:
 
     def start(*arguments: str, mode: str | None = None, ranks: int | None = None, folder: Path | None = None,
               settings: Sequence[str] = (), env: Mapping[str, str] | None = None, timeout: float = 120,
-              status: int | None = 0) -> Finished:
+              extra: Sequence[str] = (), status: int | None = 0) -> Finished:
         nonlocal count
         count += 1
         folder = folder or tmp_path / f"run{count}"
-        line = command(*arguments, folder=folder, settings=settings, mode=mode, ranks=ranks)
+        line = command(*arguments, folder=folder, settings=settings, mode=mode, ranks=ranks, extra=extra)
         began = time.monotonic()
         with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                              env={**os.environ, **ENVIRONMENT, **(env or {})}) as process:
+                              errors="replace", env={**os.environ, **ENVIRONMENT, **(env or {})}) as process:
             try:
                 stdout, stderr = process.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:

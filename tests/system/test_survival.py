@@ -8,11 +8,12 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.mpi_helper import kill_tree, mpirun_command
+from tests.mpi_helper import kill_tree
 from tests.system.conftest import ENVIRONMENT, Finished, command
 from tests.system.test_failure import faulty
 
@@ -120,25 +121,16 @@ def test_a_signal_to_all_processes_stops_the_run(launch, tmp_path, number):
 # Under mpirun, with ULFM
 
 
-def run_deadly(folder: Path, ranks: int, deaths: str, settings: list[str], ulfm: bool = True, timeout: float = 90) -> Finished:
+def run_deadly(launch: Callable[..., Finished], folder: Path, ranks: int, deaths: str, settings: list[str],
+               ulfm: bool = True, timeout: float = 90) -> Finished:
     """Run on `ranks` ranks, of which some end as `deaths` says (see deadly.py)."""
     given = {text.partition("=")[0]: text for text in settings}
     if "plugins" in given:
         given["plugins"] = "plugins=[tests/system/faulty.py,tests/system/deadly.py]"
     else:
         given["plugins"] = "plugins=[tests/system/deadly.py]"
-    line = mpirun_command(ranks, *command(folder=folder, settings=list(given.values())),
-                          extra=["--with-ft", "ulfm"] if ulfm else [])
-    began = time.monotonic()
-    with subprocess.Popen(line, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          errors="replace", env={**os.environ, **ENVIRONMENT, "DEADLY": deaths}) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            kill_tree(process.pid)
-            stdout, stderr = process.communicate()
-            pytest.fail(f"still running after {timeout} s: {' '.join(line)}\n{stdout}\n{stderr}")
-    return Finished(process.returncode, stdout, stderr, folder, time.monotonic() - began)
+    return launch(folder=folder, ranks=ranks, settings=list(given.values()), extra=["--with-ft", "ulfm"] if ulfm else [],
+                  env={"DEADLY": deaths}, timeout=timeout, status=None)
 
 
 QUICK = [*faulty("none"), "num_clients=8", "trainer_config.cohort_size=5", "trainer_config.max_rounds=12"]
@@ -164,7 +156,7 @@ ASYNC = [*faulty("none"), "num_clients=8", "trainer_config.max_rounds=20", "comp
 def test_lost_ranks(launch, tmp_path, settings, ranks, deaths):
     """Every run has the digest, the rows and the status of the one that lost nobody."""
     reference = launch(mode="serial", settings=settings)
-    run = run_deadly(tmp_path / "deadly", ranks, deaths, settings)
+    run = run_deadly(launch, tmp_path / "deadly", ranks, deaths, settings)
     lost = {int(rank) for said in SAID.finditer(run.stderr) for rank in said[1].split(",")}
     dead = {int(order.split()[1]) for order in deaths.split(",")}
     if len(dead) == ranks - 1:
@@ -178,7 +170,7 @@ def test_lost_ranks(launch, tmp_path, settings, ranks, deaths):
 
 
 def test_down_to_the_last_rank(launch, tmp_path):
-    run = run_deadly(tmp_path / "last", 6, "fit 1 2,reduce 2 4,broadcast 3 6,fit 5 9", QUICK)
+    run = run_deadly(launch, tmp_path / "last", 6, "fit 1 2,reduce 2 4,broadcast 3 6,fit 5 9", QUICK)
     assert run.status == 0, run.stderr
     assert [said[3] for said in SAID.finditer(run.stderr)][-1] == "2"
     assert run.result == launch(mode="serial", settings=QUICK).result
@@ -187,7 +179,7 @@ def test_down_to_the_last_rank(launch, tmp_path):
 @pytest.mark.parametrize("how", ["stop", "hang"])
 def test_a_rank_that_stands_still_is_dead(launch, tmp_path, how):
     """S-LIFE-08: after round_timeout; frozen, or in a computation that never ends."""
-    run = run_deadly(tmp_path / "frozen", 4, f"{how}:fit 2 4", [*QUICK, "trainer_config.round_timeout=2"])
+    run = run_deadly(launch, tmp_path / "frozen", 4, f"{how}:fit 2 4", [*QUICK, "trainer_config.round_timeout=2"])
     assert run.status == 0, run.stderr
     assert [said[1] for said in SAID.finditer(run.stderr)] == ["2"]
     assert run.rows == launch(mode="serial", settings=QUICK).rows
@@ -198,7 +190,7 @@ def test_a_rank_that_stands_still_is_dead(launch, tmp_path, how):
 def test_without_remedy_the_job_ends_and_is_resumed(launch, tmp_path, ulfm, ranks, deaths):
     """Rank 0 is lost, or the launcher knows no ULFM: the job ends within 10 s, not with status 0, and resumes exactly."""
     settings = [*QUICK, "trainer_config.server_hosts_clients=true"]
-    run = run_deadly(tmp_path / "ended", ranks, deaths, settings, ulfm=ulfm, timeout=30)
+    run = run_deadly(launch, tmp_path / "ended", ranks, deaths, settings, ulfm=ulfm, timeout=30)
     assert run.status != 0
     resumed = launch("--resume", folder=run.folder, settings=settings, mode="serial")
     assert resumed.result == launch(mode="serial", settings=settings).result
