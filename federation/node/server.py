@@ -135,9 +135,7 @@ class ServerNode:
         for rank, answer in zip(self._ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
             if isinstance(answer, CommError):
                 logger.debug("rank %d did not take its leave: %s", rank, answer)
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
-        await node.stop()
+        await _end(node, listening)
         await node.transport.finish()
 
     async def recover(self) -> None:
@@ -150,9 +148,7 @@ class ServerNode:
         assert transport is not None
         if self._node is not None and self._listening is not None:
             node, listening, self._node, self._listening = self._node, self._listening, None, None
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
-            await node.stop()
+            await _end(node, listening)
         for rank in self._ranks:
             self.clients.remove_rank(rank)
         self._ranks = []
@@ -517,6 +513,12 @@ class ServerNode:
         weights.copy_from(arrays, who="broadcast_weights")
         return weights
 
+
+async def _end(node: Node, listening: asyncio.Task[None]) -> None:
+    """Stop to listen, then the node."""
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    await node.stop()
 
 
 def expect(message: Message, wanted: type[R]) -> R:
