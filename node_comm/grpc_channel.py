@@ -11,7 +11,7 @@ from node_comm.wire import MAX_FRAME
 
 METHOD, SERVICE = "Connect", "node_comm.Star"
 #: Changes with the frames, and with what nodes say to each other.
-VERSION = "1"
+VERSION = "2"
 #: Seconds between pings of an idle stream; a server allows half of that, so that no client is ever thrown off for them.
 PING_SECONDS = 20
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -16,7 +18,8 @@ import msgspec
 
 from node_comm.errors import CommError, Disconnected, Unavailable
 from node_comm.grpc_channel import METHOD, SERVER_OPTIONS, SERVICE, VERSION, Certificates
-from node_comm.star import Link, Star
+from node_comm.link import Link
+from node_comm.star import Star
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Mapping[str, str] = {}
     names: Sequence[str] | None = None
     most_bytes: int = 1 << 30
+    #: How long a client whose connection is cut may take to come back, and go on in the middle of a message.
+    resume_seconds: float = 10.0
+    #: Arrays travel zipped with this level of zstandard, where that makes them smaller.
+    zip_level: int | None = None
 
     def refusal(self, name: str, token: str, certified: Sequence[str]) -> str:
         """Why a client does not come in; empty where it does. `certified` are the names in its certificate."""
@@ -55,15 +62,29 @@ class Door(msgspec.Struct, frozen=True, kw_only=True):
         return ""
 
 
+class _Guest:
+    """A client, from its first stream to its last."""
+
+    def __init__(self, name: str, link: Link) -> None:
+        self.name = name
+        self.link = link
+        self.session = secrets.token_urlsafe()
+        self.ending: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        #: Of the stream that there is: who reads it, and what is done when another one takes its place.
+        self.reading: asyncio.Task[str] | None = None
+        self.replaced: asyncio.Future[None] | None = None
+        self.expiry: asyncio.TimerHandle | None = None
+
+
 class GrpcServer(Star):
     """Rank 0. `open` makes it; it belongs to the event loop that called it. `size` grows with each client that comes."""
 
     def __init__(self, door: Door) -> None:
-        super().__init__(0)
+        super().__init__(0, door.zip_level)
         self.size = 1
         self._door = door
         self._names: dict[int, str] = {}
-        self._endings: dict[int, asyncio.Future[str]] = {}
+        self._guests: dict[int, _Guest] = {}  # by rank
         self._server: grpc.aio.Server | None = None
 
     @classmethod
@@ -93,10 +114,12 @@ class GrpcServer(Star):
         return self._names[rank]
 
     def drop(self, rank: int, reason: str) -> None:
-        """See Star. The client is told the reason."""
-        ending = self._endings.get(rank)
-        if ending is not None and not ending.done():
-            ending.set_result(reason)
+        """See Star. The client is told the reason, behind what was sent to it before."""
+        guest = self._guests.get(rank)
+        if guest is not None and not guest.ending.done():
+            guest.ending.set_result(reason)
+            if guest.replaced is None:  # there is no stream that could end
+                self._end(guest, reason)
 
     async def close(self) -> None:
         """Stop listening, and end all streams."""
@@ -104,51 +127,106 @@ class GrpcServer(Star):
             return
         self._closed = True
         self._mailbox.fail(lambda: Disconnected("this server has been closed"))
-        for rank in list(self._endings):
+        for rank in list(self._guests):
             self.drop(rank, "the server has been closed")
         if self._server is not None:
             await self._server.stop(GRACE)
 
     async def _serve(self, frames: AsyncIterator[bytes], context: Any) -> None:
-        """One client's stream, from its first to its last frame."""
+        """One stream, from its first to its last frame."""
         metadata = {key: value for key, value in context.invocation_metadata() or ()}
         name = str(metadata.get("client", ""))
+        session = str(metadata.get("session", ""))
         code, reason = self._refusal(name, metadata, context)
         if reason:
             logger.warning("refused a client (%s from %s): %s", name[:200] or "without a name", context.peer(), reason)
             await context.abort(code, reason)
-        rank, self.size = self.size, self.size + 1
-        ending = self._endings[rank] = asyncio.get_running_loop().create_future()
-        self._names[rank] = name
-        why = "it has gone"
+        guest = self._known(name, session) if session else self._newcomer(name)
+        if guest is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "its session is over")
+        assert guest is not None
+        why = await self._stream(guest, frames, context, str(metadata.get("received", "0")))
+        if why is not None:
+            self._end(guest, why)
+            if why and not self._closed:
+                await context.abort(grpc.StatusCode.ABORTED, why)
+
+    async def _stream(self, guest: _Guest, frames: AsyncIterator[bytes], context: Any, has: str) -> str | None:
+        """Serve a guest over this stream; returns why it was the last one, or None where another may come."""
+        link = guest.link
+        if guest.replaced is not None and not guest.replaced.done():
+            guest.replaced.set_result(None)
+        if guest.reading is not None:
+            guest.reading.cancel()
+            await asyncio.gather(guest.reading, return_exceptions=True)  # what it has read is counted now
+        if guest.expiry is not None:
+            guest.expiry.cancel()
+        mine = guest.replaced = asyncio.get_running_loop().create_future()
         try:
             # Before anybody can write to it: gRPC allows one write at a time.
-            await context.send_initial_metadata((("rank", str(rank)), ("version", VERSION)))
-            link = self._joined(rank, context.write, self._door.most_bytes)
-            reading = asyncio.ensure_future(self._read(link, frames))
-            await asyncio.wait({reading, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if ending.done():
-                why = ending.result()
+            await context.send_initial_metadata((
+                ("rank", str(link.peer)), ("version", VERSION), ("session", guest.session), ("received", str(link.received)),
+                ("patience", str(self._door.resume_seconds))))
+            if mine.done():
+                return None
+            link.attach(context.write, int(has) if has.isdecimal() else -1)
+            reading = guest.reading = asyncio.create_task(self._read(link, frames))
+            try:
+                await asyncio.wait({reading, guest.ending, mine}, return_when=asyncio.FIRST_COMPLETED)
+                if guest.ending.done():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(GRACE):
+                            await link.flush()
+                    return guest.ending.result()
+                if not mine.done() and (link.has_left or reading.result()):
+                    return reading.result()
+            finally:
                 reading.cancel()
                 await asyncio.gather(reading, return_exceptions=True)
-            else:
-                why = reading.result()
+        except CommError as error:
+            return f"protocol: {error}"
         finally:
-            self._endings.pop(rank, None)
-            self._lost(rank, why)
-        if why and not self._closed:
-            await context.abort(grpc.StatusCode.ABORTED, why)
+            if guest.replaced is mine:  # gRPC cancels this coroutine where a connection is lost
+                self._suspend(guest)
+        return None
+
+    def _suspend(self, guest: _Guest) -> None:
+        """The stream of a guest has ended. It may come back for a while."""
+        guest.replaced = None
+        guest.link.detach()
+        if guest.link.peer in self._guests:
+            guest.expiry = asyncio.get_running_loop().call_later(self._door.resume_seconds, self._end, guest,
+                                                                 "its connection was lost")
+
+    def _end(self, guest: _Guest, reason: str) -> None:
+        if guest.expiry is not None:
+            guest.expiry.cancel()
+        self._guests.pop(guest.link.peer, None)
+        self._lost(guest.link.peer, reason)
+
+    def _known(self, name: str, session: str) -> _Guest | None:
+        for guest in self._guests.values():
+            if guest.name == name and hmac.compare_digest(guest.session.encode(), session.encode()):
+                logger.info("%s (rank %d) is back, and goes on where its connection was cut", name, guest.link.peer)
+                return guest
+        return None
+
+    def _newcomer(self, name: str) -> _Guest:
+        rank, self.size = self.size, self.size + 1
+        self._names[rank] = name
+        guest = self._guests[rank] = _Guest(name, self._joined(rank, self._door.most_bytes))
+        return guest
 
     async def _read(self, link: Link, frames: AsyncIterator[bytes]) -> str:
-        """Read until the end of the stream; returns what was wrong, if something was."""
+        """Read until the end of the stream; returns what was wrong with what came, if something was."""
         try:
             async for frame in frames:
                 await self._arrived(link, frame)
         except CommError as error:
             logger.warning("%s (rank %d) breaks the protocol: %s", self._names[link.peer], link.peer, error)
             return f"protocol: {error}"
-        except grpc.RpcError:
-            return "its connection was lost"
+        except grpc.RpcError as error:
+            logger.debug("%s (rank %d): %s", self._names[link.peer], link.peer, error)
         return ""
 
     def _refusal(self, name: str, metadata: Mapping[str, Any], context: Any) -> tuple[Any, str]:
@@ -165,9 +243,11 @@ class GrpcServer(Star):
             return codes.PERMISSION_DENIED, refusal
         if self._closed:
             return codes.UNAVAILABLE, "the server is closing"
-        for rank, known in self._names.items():
-            if known == name and rank in self._endings:
-                if self.silence(rank) < REPLACE_AFTER:
+        if "session" in metadata:
+            return codes.OK, ""
+        for rank, guest in list(self._guests.items()):
+            if guest.name == name:
+                if guest.replaced is not None and self.silence(rank) < REPLACE_AFTER:
                     return codes.ALREADY_EXISTS, f"{name!r} is connected already"
-                self.drop(rank, "it was silent, and a client of its name has come")
+                self.drop(rank, "its connection was lost, or silent, and a client of its name has come")
         return codes.OK, ""

@@ -1,7 +1,7 @@
 """A world in the shape of a star: a server, rank 0, and clients that come and go, each with a stream of its own.
 
 Ranks are given in the order of arrival, and never twice. A client that is lost, or breaks the protocol, is the loss of its
-own stream alone: `on_lost` says so, and the world goes on. There are no collectives; what a server tells many is encoded
+own link alone: `on_lost` says so, and the world goes on. There are no collectives; what a server tells many is encoded
 once (`send_all`), and what many bring can be added up as it comes (`wire.Adding`).
 """
 
@@ -10,59 +10,19 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from node_comm.arrays import Description, Into
 from node_comm.errors import AddressError, CommError, Disconnected, Unavailable
+from node_comm.link import Link
 from node_comm.mailbox import Mailbox
 from node_comm.transport import Operation, Received, Transport
-from node_comm.wire import Assembler, Outgoing, Sink
+from node_comm.wire import Outgoing, Sink
 
 #: Messages of one peer that wait to be received; its stream is not read on while there are more.
 MOST_WAITING = 64
-
-
-class Link:
-    """One stream, from either end: frames are written by `write`, and those that arrive are given to `feed`."""
-
-    def __init__(self, peer: int, write: Callable[[bytes], Awaitable[None]], sink: Callable[[bytes, Description], Sink],
-                 most: int) -> None:
-        self.peer = peer
-        self.heard = time.monotonic()
-        self.waiting = 0
-        self.drained = asyncio.Event()
-        self.drained.set()
-        self._write = write
-        self._turn = asyncio.Lock()
-        self._assembler = Assembler(sink, most)
-        self.is_broken = False
-
-    async def send(self, outgoing: Outgoing) -> None:
-        """Write a whole message. A call that is cancelled half-way breaks the link."""
-        async with self._turn:
-            if self.is_broken:
-                raise Disconnected(f"rank {self.peer}: a message was cut off")
-            self.is_broken = True
-            try:
-                for frame in outgoing:
-                    await self._write(frame)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise
-                # gRPC's way to say that the other end has cancelled the stream.
-                raise Disconnected(f"rank {self.peer} is lost") from None
-            except Exception as error:  # whatever goes wrong with a stream, it is the stream that is of no use any more
-                raise Disconnected(f"rank {self.peer} is lost: {error}") from error
-            self.is_broken = False
-
-    def feed(self, frame: bytes) -> Received | None:
-        """A frame has come; returns the message that it completes. Raises ProtocolError."""
-        self.heard = time.monotonic()
-        whole = self._assembler.feed(frame)
-        return None if whole is None else Received(self.peer, whole.header, whole.buffer)
 
 
 class Star(Transport):
@@ -73,8 +33,9 @@ class Star(Transport):
     #: Says where an array that a peer sends is to be written, by (peer, header, description); see `wire.Sink`.
     sink: Callable[[int, bytes, Description], Sink] | None = None
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, zip_level: int | None = None) -> None:
         self.rank = rank
+        self._zip_level = zip_level
         self._links: dict[int, Link] = {}
         self._mailbox: Mailbox[Received] = Mailbox(growing=True)
         self._closed = False
@@ -90,13 +51,13 @@ class Star(Transport):
             self._check_alive()
             self._mailbox.deliver(dest, Received(dest, bytes(header), None if buffer is None else np.array(buffer, order="C")))
             return
-        await self._write(dest, Outgoing(header, buffer))
+        await self._write(dest, Outgoing(header, buffer, self._zip_level))
 
     async def send_all(self, ranks: Sequence[int], header: bytes, buffer: np.ndarray | None = None,
                        timeout: float | None = None) -> dict[int, str]:
         """Send one message to many, encoded once. Returns who did not take it within `timeout` seconds, and why; these are lost.
         """
-        outgoing = Outgoing(header, buffer)
+        outgoing = Outgoing(header, buffer, self._zip_level)
         failed: dict[int, str] = {}
 
         async def one(rank: int) -> None:
@@ -146,11 +107,11 @@ class Star(Transport):
                 self.drop(rank, "a message to it was cut off")
             raise
 
-    def _joined(self, rank: int, write: Callable[[bytes], Awaitable[None]], most: int) -> Link:
+    def _joined(self, rank: int, most: int) -> Link:
         def sink(header: bytes, description: Description) -> Sink:
             return None if self.sink is None else self.sink(rank, header, description)
 
-        link = self._links[rank] = Link(rank, write, sink, most)
+        link = self._links[rank] = Link(rank, sink, most)
         self._mailbox.expect(rank)
         return link
 
@@ -164,7 +125,9 @@ class Star(Transport):
                 await link.drained.wait()
 
     def _lost(self, rank: int, reason: str) -> None:
-        if self._links.pop(rank, None) is not None:
+        link = self._links.pop(rank, None)
+        if link is not None:
+            link.end(reason)
             self._mailbox.leave(rank)
             if self.on_lost is not None:
                 self.on_lost(rank, reason)

@@ -1,7 +1,8 @@
 """Messages in frames: what travels in a stream between machines, and what is refused of it.
 
 A message is a *begin* frame (header, and what array follows), and the array's bytes in *piece* frames, each with a
-checksum. Whoever decodes decides about memory before it is taken: nothing here trusts a length.
+checksum; *zipped* frames hold a piece made smaller. *Confirm* and *farewell* frames are those of a `Link`. Whoever decodes
+decides about memory before it is taken: nothing here trusts a length.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from node_comm.arrays import Description, as_bytes, check_writable, describe, packed, parse_dtype
 from node_comm.errors import BufferMismatch, ProtocolError
 
-BEGIN, PIECE = 0, 1
+BEGIN, PIECE, ZIPPED, CONFIRM, FAREWELL = range(5)
 #: Bytes of an array in one frame; what a receiver has to have in memory beside the array itself.
 PIECE_BYTES = 1 << 20
 #: The longest header, and the longest frame.
@@ -60,14 +61,22 @@ class Whole(NamedTuple):
     buffer: np.ndarray | None
 
 
+def confirmation(count: int) -> bytes:
+    """The frame that says that so many have come."""
+    return bytes([CONFIRM]) + count.to_bytes(8, "little")
+
+
 class Outgoing:
     """A message as frames, each encoded when it is asked for. Those that were asked for last are kept, so that many
-    streams that move along together share them. `buffer` is borrowed."""
+    streams that move along together share them. `buffer` is borrowed. With a `zip_level` (zstandard's, 1 to 19), pieces
+    that it makes smaller travel zipped."""
 
     KEPT = 8
 
-    def __init__(self, header: bytes, buffer: np.ndarray | None = None) -> None:
+    def __init__(self, header: bytes, buffer: np.ndarray | None = None, zip_level: int | None = None) -> None:
         description = None if buffer is None else describe(buffer)
+        self._zip_level = zip_level
+        self._itemsize = 1 if description is None else parse_dtype(description.dtype).itemsize
         self._bytes = np.empty(0, np.uint8) if buffer is None else as_bytes(packed(buffer))
         self._begin = bytes([BEGIN]) + msgspec.msgpack.encode(Begin(bytes(header), description))
         self._kept: dict[int, bytes] = {}
@@ -85,13 +94,23 @@ class Outgoing:
             piece = self._bytes[(index - 1) * PIECE_BYTES:index * PIECE_BYTES].data
             if not piece:
                 raise IndexError(index)
-            frame = self._kept[index] = b"".join((bytes([PIECE]), zlib.crc32(piece).to_bytes(_CRC_BYTES, "little"), piece))
+            frame = self._kept[index] = self._encoded(piece)
             if len(self._kept) > self.KEPT:
                 del self._kept[min(self._kept)]  # maybe this one, for a stream that is far behind
         return frame
 
     def __iter__(self) -> Iterator[bytes]:
         return (self[index] for index in range(len(self)))
+
+    def _encoded(self, piece: memoryview) -> bytes:
+        crc = zlib.crc32(piece).to_bytes(_CRC_BYTES, "little")
+        if self._zip_level is not None:
+            from node_comm.zipping import zipped  # only who zips needs zstandard
+
+            small = zipped(piece, self._itemsize, self._zip_level)
+            if len(small) < len(piece):
+                return b"".join((bytes([ZIPPED]), crc, small))
+        return b"".join((bytes([PIECE]), crc, piece))
 
 
 class Assembler:
@@ -108,6 +127,7 @@ class Assembler:
         self._array: np.ndarray | None = None
         self._flat: np.ndarray | None = None  # uint8, or for a sum its elements
         self._adds = False
+        self._itemsize = 1
 
     def feed(self, frame: bytes) -> Whole | None:
         """Take the next frame; returns the message that it completes."""
@@ -115,7 +135,7 @@ class Assembler:
             raise ProtocolError("an empty frame")
         if frame[0] == BEGIN:
             self._take_begin(frame)
-        elif frame[0] == PIECE:
+        elif frame[0] in (PIECE, ZIPPED):
             self._take_piece(frame)
         else:
             raise ProtocolError(f"a frame of unknown kind {frame[0]}")
@@ -143,6 +163,7 @@ class Assembler:
 
     def _open(self, header: bytes, description: Description, nbytes: int) -> None:
         sink = self._sink(header, description)
+        self._itemsize = parse_dtype(description.dtype).itemsize
         self._adds = isinstance(sink, Adding)
         match sink:
             case Discarded():
@@ -161,6 +182,10 @@ class Assembler:
 
     def _take_piece(self, frame: bytes) -> None:
         data = memoryview(frame)[1 + _CRC_BYTES:]
+        if frame[0] == ZIPPED:
+            from node_comm.zipping import unzipped
+
+            data = unzipped(data, self._itemsize, min(self._left, PIECE_BYTES))
         if self._begin is None or not data or len(data) > min(self._left, PIECE_BYTES):
             raise ProtocolError(f"a piece of {len(data)} bytes where {self._left} are missing")
         if zlib.crc32(data) != int.from_bytes(frame[1:1 + _CRC_BYTES], "little"):

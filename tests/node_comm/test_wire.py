@@ -11,14 +11,29 @@ from collections.abc import Callable
 import msgspec
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node_comm.arrays import Description, describe
 from node_comm.errors import ProtocolError
-from node_comm.wire import BEGIN, MAX_HEADER, PIECE, PIECE_BYTES, Adding, Assembler, Begin, Discarded, Outgoing, Sink
+from node_comm.wire import (
+    BEGIN,
+    MAX_HEADER,
+    PIECE,
+    PIECE_BYTES,
+    ZIPPED,
+    Adding,
+    Assembler,
+    Begin,
+    Discarded,
+    Outgoing,
+    Sink,
+)
 
 MOST = 1 << 16
+#: 4 GiB of zeros, says its head.
+BOMB = zstandard.ZstdCompressor().compress(bytes(300))[:4] + bytes([0b11100000]) + (2**32).to_bytes(8, "little") + bytes(16)
 
 
 def assembler(sink: Callable[[bytes, Description], Sink] = lambda header, description: None, most: int = 1 << 30) -> Assembler:
@@ -37,9 +52,14 @@ def piece(data: bytes) -> bytes:
     return bytes([PIECE]) + zlib.crc32(data).to_bytes(4, "little") + data
 
 
+def zip_piece(data: bytes, small: bytes | None = None) -> bytes:
+    small = zstandard.ZstdCompressor().compress(data) if small is None else small
+    return bytes([ZIPPED]) + zlib.crc32(data).to_bytes(4, "little") + small
+
+
 @given(st.lists(st.tuples(st.binary(max_size=40), st.sampled_from(["<f4", "<i8", "|u1", "bfloat16", "<U3", "|b1"]),
-                          st.lists(st.integers(0, 4), max_size=3))))
-def test_messages_arrive_as_they_were_sent(messages):
+                          st.lists(st.integers(0, 4), max_size=3))), st.sampled_from([None, 1, 19]))
+def test_messages_arrive_as_they_were_sent(messages, zip_level):
     """S-COMM-03 and S-COMM-04 over the wire: any header, dtype and shape, 0-d and empty arrays too."""
     import ml_dtypes  # noqa: F401 (bfloat16 by name)
 
@@ -48,7 +68,7 @@ def test_messages_arrive_as_they_were_sent(messages):
         count = int(np.prod(shape))
         array = np.arange(count).astype("<i8").astype(dtype).reshape(shape)
         expected.append((header, array))
-        frames += Outgoing(header, array)
+        frames += Outgoing(header, array, zip_level)
     found = feed(into, frames)
     assert [whole.header for whole in found] == [header for header, _ in expected]
     for whole, (_, array) in zip(found, expected, strict=True):
@@ -65,6 +85,22 @@ def test_large_arrays_come_in_pieces(nbytes):
     assert len(list(outgoing)) == len(outgoing)
     [whole] = feed(assembler(), list(outgoing))
     assert (whole.buffer == array).all()
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("<f4", 0.95), ("<i8", 0.6), ("|u1", 1.0), ("<U3", 0.5)])
+def test_zipped_pieces(dtype, most):
+    """Differences of weights as float32 and as an exact sum's integers; noise travels as it is."""
+    draws = np.random.default_rng(0)
+    array = {"<f4": draws.normal(0, 1e-3, 600_000).astype("<f4"), "<i8": np.rint(draws.normal(0, 2**30, 600_000)).astype("<i8"),
+             "|u1": draws.integers(0, 256, 600_000, np.uint8), "<U3": np.full(300_000, "abc")}[dtype]
+    frames = list(Outgoing(b"", array, 1))
+    assert sum(map(len, frames)) <= most * array.nbytes + 100 * len(frames)
+    [whole] = feed(assembler(), frames)
+    assert (whole.buffer == array).all()
+    total = np.zeros(array.shape, array.dtype)
+    if array.dtype.kind != "U":
+        feed(assembler(lambda *_: Adding(total)), frames)
+        assert (total == array).all()
 
 
 def test_a_frame_is_encoded_once_for_many(monkeypatch):
@@ -118,6 +154,12 @@ def test_places():
     ([begin(b"h", ["<f4", [2]]), piece(b"")], "0 bytes"),
     ([begin(b"h", ["<f4", [2]]), piece(b"12345678")[:-1] + b"x"], "damaged"),
     ([begin(b"h", ["<f4", [2]]), b"\x01\x00"], "piece"),
+    ([zip_piece(b"abc")], "3 bytes; 1 to 0 are allowed"),
+    ([begin(b"h", ["<f4", [2]]), zip_piece(b"0" * 2**20)], "1048576 bytes; 1 to 8 are allowed"),
+    ([begin(b"h", ["<f4", [2]]), zip_piece(b"", BOMB)], "bytes; 1 to 8 are allowed"),
+    ([begin(b"h", ["<f4", [2]]), zip_piece(b"12345678")[:-3]], "zipped piece is damaged"),
+    ([begin(b"h", ["<f4", [2]]), zip_piece(b"12345678", b"no zstandard")], "zipped piece is damaged"),
+    ([begin(b"h", ["<f4", [2]]), zip_piece(b"12345678", zip_piece(b"12345679")[5:])], "damaged on its way"),
     ([begin(b"h", ["|O", [2]])], "dtype"),
     ([begin(b"h", ["<f4,<f4", [2]])], "dtype"),
     ([begin(b"h", ["no such", [2]])], "dtype"),
@@ -166,7 +208,8 @@ def test_a_million_frames_that_nobody_meant():
     """S-SEC-01, S-SEC-02: bytes changed, cut, swapped and made up. Each is taken or refused with ProtocolError; memory stays."""
     draws = random.Random(20261125)
     seeds = [*Outgoing(b"header", np.arange(5, dtype=np.float32)), *Outgoing(b"", np.zeros((2, 0, 3), np.int64)),
-             *Outgoing(b"plain"), begin(b"h", ["bfloat16", [3]]), begin(b"h", ["<f4", [2**20]]), piece(b"12345678")]
+             *Outgoing(b"plain"), begin(b"h", ["bfloat16", [3]]), begin(b"h", ["<f4", [2**20]]), piece(b"12345678"),
+             zip_piece(bytes(20)), *Outgoing(b"", np.zeros(5, np.float32), 1)]
     total = np.zeros(5, np.float32)
     places: list[Sink] = [None, Discarded(), Adding(total), np.zeros(5, np.float32)]
     into, refused, whole = None, 0, 0

@@ -9,7 +9,8 @@ from types import TracebackType
 
 class Proxy:
     """Forwards to `target` from an address of its own. Every piece is held back for `delay` seconds and passes at
-    `bytes_per_second`; when so many bytes have passed as each of `cuts` says, all connections are cut. `cut` counts that."""
+    `bytes_per_second`; when so many bytes have passed as each of `cuts` says, all connections are cut. `cut` counts that,
+    `passed` the bytes."""
 
     def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[int, ...] = ()) -> None:
         self.address = ""
@@ -17,7 +18,7 @@ class Proxy:
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._delay, self._rate, self._cuts = delay, bytes_per_second, sorted(cuts)
-        self._passed = 0
+        self.passed = 0
         self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -65,8 +66,8 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 14):
             await asyncio.sleep(self._delay + len(data) / self._rate)
-            self._passed += len(data)
-            if self._cuts and self._passed >= self._cuts[0]:
+            self.passed += len(data)
+            if self._cuts and self.passed >= self._cuts[0]:
                 self._cuts.pop(0)
                 await self._cut_all()
                 return
