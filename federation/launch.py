@@ -109,8 +109,9 @@ def needed_modules(config: Config) -> list[str]:
 
 async def work(transport: Transport, settings: Mapping[str, Any]) -> None:
     """A worker process of parallel mode."""
-    configure(transport.rank)
-    await _follow(load_config_from_dict(settings), transport)
+    config = load_config_from_dict(settings)
+    configure(transport.rank, config.log.level, form=config.log.format)
+    await _follow(config, transport)
 
 
 def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
@@ -215,6 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = resolve_options(options)
         for secret in config.secrets():
             register_secret(secret)
+        configure(rank, config.log.level, options.quiet, config.log.format)
         if options.dry_run:
             if rank == 0:
                 from federation.dry_run import describe

@@ -2,6 +2,8 @@
 
     12:00:01 r0 #12 INFO federation.node.server: round 12 of 30 ...
 
+(or the same as JSON, for machines)
+
 Modules log through `logging.getLogger(__name__)`; the launcher calls `configure` once.
 """
 
@@ -12,7 +14,8 @@ import logging
 import sys
 import urllib.parse
 from contextvars import ContextVar
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 #: The round that this process or task is in; None outside of rounds.
 round_number: ContextVar[int | None] = ContextVar("round_number", default=None)
@@ -24,9 +27,10 @@ _MASK = "***"
 _secrets: set[str] = set()
 
 
-def configure(rank: int = 0, level: str = "INFO", quiet: bool = False) -> None:
+def configure(rank: int = 0, level: str = "INFO", quiet: bool = False, form: Literal["text", "json"] = "text") -> None:
     """Send what `federation` and `node_comm` log to standard error. May be called again; the last call counts.
 
+    json: an object a line, with time (UTC), rank, round (or null), level, logger, message, and traceback where there is one.
     Rank 0 logs from `level` on, or from WARNING when `quiet`. The other ranks log from WARNING on, so that a line a
     round stays one line at any number of ranks; only `level="DEBUG"` opens all of them.
     Raises ValueError for an unknown level.
@@ -38,7 +42,7 @@ def configure(rank: int = 0, level: str = "INFO", quiet: bool = False) -> None:
     if quiet or (rank != 0 and threshold > logging.DEBUG):
         threshold = max(threshold, logging.WARNING)
     handler = _Handler()
-    handler.setFormatter(_Formatter(rank))
+    handler.setFormatter(_JsonFormatter(rank) if form == "json" else _Formatter(rank))
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         for old in [h for h in logger.handlers if isinstance(h, _Handler)]:
@@ -92,3 +96,17 @@ class _Formatter(logging.Formatter):
         current = round_number.get()
         record.round = "-" if current is None else current
         return redact(super().format(record))
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self._rank = rank
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": when, "rank": self._rank, "round": round_number.get(), "level": record.levelname, "logger": record.name,
+                "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return redact(json.dumps(line))

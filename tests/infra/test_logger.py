@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 
@@ -40,6 +42,27 @@ def test_a_line_has_time_rank_round_level_and_name(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d r3 #12 INFO federation\.node\.server: round 12 done", lines[0])
     assert re.fullmatch(r"\d\d:\d\d:\d\d r3 #- WARNING node_comm\.mpi: careful", lines[1])
+
+
+def test_json_has_the_same_and_tracebacks_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """And secrets are masked in it, also such as JSON writes with backslashes."""
+    configure(rank=3, form="json")
+    register_secret('pass"word')
+    token = round_number.set(12)
+    try:
+        raise ValueError('two\nlines and pass"word')
+    except ValueError:
+        logging.getLogger("federation.node.server").exception("round %d fails", 12)
+    round_number.reset(token)
+    logging.getLogger("node_comm.mpi").warning("careful")
+    text = capsys.readouterr().err
+    first, second = (json.loads(line) for line in text.splitlines())
+    assert (first["rank"], first["round"], first["level"], first["logger"], first["message"]) == (
+        3, 12, "ERROR", "federation.node.server", "round 12 fails")
+    assert "ValueError: two\nlines and ***" in first["traceback"]
+    assert (second["round"], second["message"], "traceback" in second) == (None, "careful", False)
+    assert datetime.fromisoformat(first["time"]).tzinfo is not None
+    assert "word" not in text
 
 
 @pytest.mark.parametrize(("rank", "level", "quiet", "expected"), [
