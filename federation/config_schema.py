@@ -75,6 +75,16 @@ class LatencyConfig(Section, frozen=True, kw_only=True):
                                          "1.")] = 0.0
 
 
+class CompressionConfig(Section, frozen=True, kw_only=True):
+    """Clients' updates in fewer bytes, at some loss, which is the same in every mode."""
+
+    codec: Annotated[Literal["none", "float16", "bfloat16", "int8", "topk"],
+                     Meta(description="What a client's change of the model travels as. float16, bfloat16: half the bytes; int8: "
+                          "a quarter, rounded at random so that the mean is right; topk: the largest values alone, a `fraction`, "
+                          "with their places (8 bytes each); the others are added to the client's next change.")] = "none"
+    fraction: Annotated[float, Meta(gt=0, le=1, description="topk: the share of the values that travels.")] = 0.01
+
+
 class TrainerConfig(Section, frozen=True, kw_only=True):
     """Rounds, cohorts and evaluation."""
 
@@ -113,6 +123,7 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
                              "data, on the clients' (needs `data.client_test_fraction`), on both, or not.")] = "server"
     local_parameters: Annotated[list[str], Meta(description="Names of the model's arrays, or patterns such as `bn*` and "
                                                 "`output.*`, that stay with each client (FedBN, FedPer).")] = []
+    compression: Annotated[CompressionConfig, Meta(description="Clients' updates in fewer bytes.")] = CompressionConfig()
     server_hosts_clients: Annotated[bool, Meta(extra=OUTSIDE, description="Let rank 0 train clients as well. It "
                                                "always does where it is alone.")] = False
     placement: Annotated[Literal["balanced", "last_rank"],
@@ -222,11 +233,26 @@ class TransportConfig(Section, frozen=True, kw_only=True):
     clients: Annotated[list[str] | None, Meta(description="On the server: the names that may come in. null: any.")] = None
     patience: Annotated[float | None, Meta(gt=0, description="On a client: how long it tries to reach a server that is not "
                                            "there, in seconds. null: for ever.")] = 60.0
+    resume_seconds: Annotated[float, Meta(ge=0, description="On the server: how long a client whose connection is cut may take to "
+                                          "come back, and go on in the middle of a message. After that it is lost.")] = 10.0
+    compression: Annotated[Literal["none", "zstd"], Meta(description="zstd: what this side sends over a network is made smaller, "
+                                                         "without loss; see also "
+                                                         "`trainer_config.compression`.")] = "none"
     monitor: Annotated[str | None, Meta(description="On the server: host:port at which /metrics (for Prometheus) and /health are "
                                         "served, in clear and to everyone; best 127.0.0.1:9100. null: nowhere.")] = None
     max_message_bytes: Annotated[int, Meta(ge=1, description="On the server: the largest array that is taken from a client "
                                            "whose size is not known before.")] = 2**30
     insecure: Annotated[bool, Meta(description="true: without TLS, readable for the whole network.")] = False
+
+
+class LogConfig(Section, frozen=True, kw_only=True):
+    """What is said on standard error while a run goes on."""
+
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+                     Meta(description="From which level on rank 0 speaks. The others speak from WARNING on; DEBUG opens all of "
+                          "them. `--quiet` means WARNING.")] = "INFO"
+    format: Annotated[Literal["text", "json"], Meta(description="text: for people; json: an object a line, with time, rank, round, "
+                                                    "level, logger and message.")] = "text"
 
 
 class TimerConfig(Section, frozen=True, kw_only=True):
@@ -276,6 +302,7 @@ class Config(Section, frozen=True, kw_only=True):
     transport: Annotated[TransportConfig, Meta(extra=OUTSIDE, description="How processes reach each other.")] = (
         TransportConfig())
     timer: Annotated[TimerConfig, Meta(extra=OUTSIDE, description="Where the time goes.")] = TimerConfig()
+    log: Annotated[LogConfig, Meta(extra=OUTSIDE, description="What is said on standard error.")] = LogConfig()
     plugins: Annotated[list[str], Meta(extra=OUTSIDE, description="Modules, or .py files, to import: they register "
                                        "components.")] = []
 

@@ -18,6 +18,9 @@ from node_comm.grpc_server import Door, GrpcServer
 
 logger = logging.getLogger(__name__)
 
+#: Of zstandard. Higher levels cost much time, and make the bits of trained numbers hardly smaller.
+ZIP_LEVELS = {"none": None, "zstd": 1}
+
 Lead = Callable[..., Awaitable[Any]]
 
 
@@ -66,7 +69,8 @@ def door_of(transport: TransportConfig) -> Door:
     token = None if transport.token is None else transport.token.reveal()
     return Door(address=transport.address, certificates=_certificates(transport), token=token, names=transport.clients,
                 tokens={name: secret.reveal() for name, secret in transport.tokens.items()},
-                most_bytes=transport.max_message_bytes)
+                most_bytes=transport.max_message_bytes, resume_seconds=transport.resume_seconds,
+                zip_level=ZIP_LEVELS[transport.compression])
 
 
 def way_of(config: Config) -> Way:
@@ -77,7 +81,7 @@ def way_of(config: Config) -> Way:
     certificates = _certificates(transport)
     secure = bool(certificates) or not (transport.insecure or is_loopback(transport.address))
     return Way(address=transport.address, name=client_name(config), certificates=certificates, secure=secure, token=token,
-               patience=transport.patience)
+               patience=transport.patience, zip_level=ZIP_LEVELS[transport.compression])
 
 
 def _certificates(transport: TransportConfig) -> Certificates:

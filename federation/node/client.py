@@ -212,8 +212,8 @@ class ClientNode:
                 host.sum.ensure_limbs(limbs)
                 await node.reply(incoming, Sum(), host.sum.limbs[word])
             case FetchUpdate(client_id=client_id):
-                weights, metrics = host.row(client_id)
-                await node.reply(incoming, Update(metrics=plain(metrics)), weights.buffer)
+                buffer, metrics = host.update(client_id)
+                await node.reply(incoming, Update(metrics=plain(metrics)), buffer)
             case Columnwise() as order:
                 await take_part_in_columnwise(node, host, order)
             case Gram() as order:

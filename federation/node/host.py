@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from federation.core.aggregator import Aggregator, MeanAggregator, count_of
+from federation.core.compression import Packing
 from federation.core.learner import Context, Learner
 from federation.core.matrix import checked_row, combination
 from federation.core.metrics import MetricSum
 from federation.core.personal import LocalParameters
+from federation.core.random import stream
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
 from federation.core.weights import Layout, Weights
@@ -41,6 +43,9 @@ from federation.node.proxy import partition_index
 from node_comm import Transport
 
 Allocate = Callable[[int], np.ndarray]
+
+#: In a client's state: what compression has left out of its updates so far.
+REST = "compression.rest"
 
 
 def allocator(transport: Transport) -> Allocate:
@@ -76,6 +81,9 @@ class ClientHost:
         self._sum: UpdateSum | None = None
         self._sum_kind: tuple[str, Layout] | None = None
         self._rows: dict[str, tuple[Weights, Mapping[str, Any]]] = {}
+        self._order: Fit | None = None
+        self._packing: Packing | None = None
+        self._packed: dict[str, tuple[np.ndarray, Mapping[str, Any]]] = {}
 
     def expect(self, layout: Layout, num_model: int) -> Weights:
         """The buffer that the next broadcast is to be written into; reused while the layout stays."""
@@ -98,7 +106,8 @@ class ClientHost:
         """As before the first round: no sums, no updates, and no state of any client. `allocate` gives memory from now on."""
         self.states.clear()
         self._rows.clear()
-        self._sum = self._sum_kind = None
+        self._packed.clear()
+        self._sum = self._sum_kind = self._packing = None
         self._allocate = allocate or self._allocate
 
     def fit(self, order: Fit) -> FitReport:
@@ -122,7 +131,7 @@ class ClientHost:
                 problems.append(_problem(client_id, "failed", error))
                 continue
             try:
-                divisor = self._take(client_id, result, order, total)
+                divisor, rest = self._take(client_id, result, order, total)
             except Diverged as error:
                 problems.append(_problem(client_id, "diverged", error))
                 continue
@@ -131,7 +140,7 @@ class ClientHost:
                 break
             metrics.add(result.metrics, result.num_samples)
             seconds = time.perf_counter() - started
-            outcomes.append(Outcome(client_id, result.num_samples, seconds, divisor, self._keep(client_id, result)))
+            outcomes.append(Outcome(client_id, result.num_samples, seconds, divisor, self._keep(client_id, result, rest)))
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
                          seconds=time.perf_counter() - began)
@@ -177,6 +186,28 @@ class ClientHost:
         """The sum of the updates of the last `fit` with needs "mean"."""
         assert self._sum is not None, "no fit with needs='mean' yet"
         return self._sum
+
+    def update(self, client_id: str) -> tuple[np.ndarray, Mapping[str, Any]]:
+        """The bytes (owned here, until the next fit) and metrics of one client's update of the last `fit`: packed where that
+        has packed updates, else those of its row."""
+        if client_id in self._packed:
+            return self._packed[client_id]
+        weights, metrics = self.row(client_id)
+        return weights.buffer, metrics
+
+    @property
+    def packing(self) -> Packing:
+        """How the updates of the last `fit` were packed."""
+        assert self._packing is not None, "no fit with a compression yet"
+        return self._packing
+
+    def add(self, client_id: str, arrays: WeightsLike, num_samples: int, metrics: Mapping[str, Any]) -> None:
+        """Add the update of a client that was trained elsewhere, by the order of the last `fit`, to `sum`.
+
+        Raises what `UpdateSum.add` raises.
+        """
+        assert self._order is not None, "no fit yet"
+        self._add(ClientUpdate(client_id, arrays, num_samples, metrics), self._order, self.sum)
 
     def row(self, client_id: str) -> tuple[Weights, Mapping[str, Any]]:
         """The update (owned here, until the next fit) and metrics of one client of the last `fit` that kept rows."""
@@ -249,6 +280,10 @@ class ClientHost:
 
     def _begin(self, order: Fit) -> UpdateSum | None:
         self._rows.clear()
+        self._packed.clear()
+        self._order, self._packing = order, None
+        if order.compression:
+            self._packing = Packing(order.compression, self._start(), self._local.indices if self._local else ())
         self.states.forget_proposals()
         if order.needs != "mean":
             return None
@@ -268,23 +303,36 @@ class ClientHost:
             settings = {**config, "round": round} if note_round else dict(config)
             return _checked(learner.fit(settings), TrainResult)
 
-    def _take(self, client_id: str, result: TrainResult, order: Fit, total: UpdateSum | None) -> float:
-        """Keep the row of `result`, or add it to `total`; returns what it counts for in the divisor."""
+    def _take(self, client_id: str, result: TrainResult, order: Fit,
+              total: UpdateSum | None) -> tuple[float, np.ndarray | None]:
+        """Keep the row of `result`, or add it to `total`; returns what it counts for in the divisor, and what compression has
+        left out."""
         check_num_samples(client_id, result.num_samples)
-        arrays = self._contributed(client_id, result)
-        start = self._start()
-        count = count_of(order.weighting, result.num_samples)
+        arrays, rest = self._contributed(client_id, result), None
+        if self._packing is not None:
+            packed = self._packing.pack(client_id, self._start().layout.conform(arrays, client_id),
+                                        stream(self._seed, "compression", order.round, client_id),
+                                        self.states.of(client_id).get(REST))
+            if packed is not None:
+                arrays, rest = packed.arrays, packed.rest
+                if order.packed:
+                    self._packed[client_id] = packed.data, result.metrics
+        update = ClientUpdate(client_id, arrays, result.num_samples, result.metrics)
         if total is None:
-            self._rows[client_id] = checked_row(client_id, arrays, start), result.metrics
-            return float(count)
+            self._rows[client_id] = checked_row(client_id, arrays, self._start()), result.metrics
+            return float(count_of(order.weighting, result.num_samples)), rest
+        return self._add(update, order, total), rest
+
+    def _add(self, update: ClientUpdate, order: Fit, total: UpdateSum) -> float:
+        """Add `update` to `total`; returns what it counts for in the divisor."""
+        count = count_of(order.weighting, update.num_samples)
         contribution = Contribution(count, count)
         if order.weighs and count:
             if not isinstance(self.aggregator, MeanAggregator):
-                raise UpdateError(f"{client_id}: the server's aggregator weighs updates by a rule of its own, which this "
-                                  "rank does not have: give its ClientNode the same aggregator")
-            update = ClientUpdate(client_id, arrays, result.num_samples, result.metrics)
-            contribution = self.aggregator.weigh(update, start)
-        total.add(client_id, arrays, count, contribution)
+                raise UpdateError(f"{update.client_id}: the server's aggregator weighs updates by a rule of its own, which "
+                                  "this rank does not have: give its ClientNode the same aggregator")
+            contribution = self.aggregator.weigh(update, self._start())
+        total.add(update.client_id, update.weights, count, contribution)
         return float(contribution.divisor)
 
     def _contributed(self, client_id: str, result: TrainResult) -> WeightsLike:
@@ -303,9 +351,11 @@ class ClientHost:
             arrays += self._shared.layout.conform(result.shared, client_id)
         return arrays
 
-    def _keep(self, client_id: str, result: TrainResult) -> bool:
+    def _keep(self, client_id: str, result: TrainResult, rest: np.ndarray | None = None) -> bool:
         """Propose the client's new state, if it has one; whether it has."""
         state = result.state
+        if rest is not None:
+            state = {**(self.states.of(client_id) if state is None else state), REST: rest}
         if self._local:
             assert self._model is not None
             trained = self._model.layout.conform(result.weights, client_id)

@@ -12,12 +12,14 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from federation.core.matrix import LocalMatrix, Matrix
 from federation.core.metrics import MetricSum
 from federation.core.types import WeightsLike
 from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
-from federation.errors import FederationError, RoundError
+from federation.errors import Diverged, FederationError, RoundError, UpdateError
 from federation.node.compute import compute
 from federation.node.protocol import (
     Collect,
@@ -28,8 +30,10 @@ from federation.node.protocol import (
     FitReport,
     Hello,
     Leave,
+    Outcome,
     Problem,
     Sum,
+    Update,
     WeightsFollow,
     Welcome,
 )
@@ -65,6 +69,7 @@ class OpenServerNode(ServerNode):
         self._newcomers: dict[int, list[ClientProxy]] = {}
         self._absent: dict[int, str] = {}  # those who were asked in this round and did not answer, and why
         self._contributors: list[int] = []
+        self._packed: list[tuple[Outcome, int]] = []  # the updates of this round that are to be fetched so, and from whom
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -151,8 +156,12 @@ class OpenServerNode(ServerNode):
         return LocalMatrix(updates, self.weights)
 
     async def reduced(self, order: Collect) -> UpdateSum:
-        """See ServerNode. Each client's sum is added to this rank's as it comes, piece by piece."""
+        """See ServerNode. Each client's sum is added to this rank's as it comes, piece by piece; packed updates one by one."""
         total = self.host.sum
+        if self._packed:
+            for outcome, rank in self._packed:
+                await self._add_packed(outcome, rank, order.round)
+            return total
         total.ensure_limbs(order.limbs)
 
         async def add(rank: int) -> None:
@@ -172,7 +181,11 @@ class OpenServerNode(ServerNode):
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
         """See ServerNode."""
         try:
-            metrics = await super().fetch_row(fetch, rank, out)
+            if self._packed and rank:
+                arrays, metrics = await self._fetch_packed(fetch, rank)
+                out.copy_from(arrays)
+            else:
+                metrics = await super().fetch_row(fetch, rank, out)
             if not out.all_finite():
                 self.star.drop(rank, "its update holds NaN or infinity")
                 raise Disconnected(f"{self.star.name(rank)} sent NaN or infinity")
@@ -196,9 +209,32 @@ class OpenServerNode(ServerNode):
         self._contributors = [rank for rank, report in reports.items()
                               if rank and any(outcome.num_samples for outcome in report.outcomes)]
         fitted = super()._fitted(plan, shares, reports)
+        self._packed = [(outcome, rank) for outcome in fitted.outcomes
+                        if plan.compression and outcome.num_samples and (rank := fitted.ranks[outcome.client_id])]
         order = {client.client_id: place for place, client in enumerate(plan.cohort)}
         problems = sorted([*fitted.problems, *missing], key=lambda problem: order[problem.client_id])
         return Fitted(plan, fitted.outcomes, problems, fitted.metrics, fitted.ranks, fitted.limbs, fitted.seconds)
+
+    async def _fetch_packed(self, fetch: FetchUpdate, rank: int) -> tuple[list[np.ndarray], Mapping[str, Any]]:
+        """One client's update, unpacked. Who sends what is none is let go: Disconnected."""
+        packing = self.host.packing
+        data = np.empty(packing.nbytes, np.uint8)
+        answer, _ = await self.node.request(rank, fetch, into=data, timeout=self.round_timeout)
+        try:
+            return await compute(packing.unpack, fetch.client_id, data), expect(answer, Update).metrics
+        except UpdateError as error:
+            self.star.drop(rank, str(error))
+            raise Disconnected(str(error)) from error
+
+    async def _add_packed(self, outcome: Outcome, rank: int, round: int) -> None:
+        try:
+            arrays, metrics = await self._fetch_packed(FetchUpdate(round=round, client_id=outcome.client_id), rank)
+            await compute(self.host.add, outcome.client_id, arrays, outcome.num_samples, metrics)
+        except (Diverged, UpdateError) as error:
+            self.star.drop(rank, str(error))
+            raise self._interrupted(round, error) from error
+        except (Disconnected, Timeout) as error:
+            raise self._interrupted(round, error) from error
 
     def _checked(self, order: Message, report: R) -> R:
         """`report`, if it is an answer to `order`. Raises FederationError for clients that were not asked, and absurd numbers."""

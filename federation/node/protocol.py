@@ -16,6 +16,7 @@ import msgspec
 
 from federation.core.aggregator import Needs, Weighting
 from federation.core.columns import Kernel
+from federation.core.compression import Compression
 from federation.data.manager import Part
 from node_comm.message import Message
 
@@ -65,7 +66,8 @@ class Fit(Message, frozen=True):
 
     `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
     that the aggregator weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no
-    further client; those are in no report.
+    further client; those are in no report. With a `compression`, updates count as a receiver unpacks them; where they are to
+    be fetched `packed`, they are kept for that.
     """
 
     round: int
@@ -78,6 +80,8 @@ class Fit(Message, frozen=True):
     total_samples: int
     cohort_size: int
     deadline: float | None = None
+    compression: Compression = Compression()
+    packed: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -137,7 +141,7 @@ class Sum(Message, frozen=True):
 
 
 class FetchUpdate(Message, frozen=True):
-    """Send the update of one client of this round."""
+    """Send the update of one client of this round, packed where `Fit` said so."""
 
     round: int
     client_id: str

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from federation.core.aggregator import Aggregator, Needs, RoundStats, Weighting
+from federation.core.compression import Compression
 from federation.core.metrics import MetricSum
 from federation.errors import Diverged, RoundError
 from federation.node.protocol import Outcome, Problem
@@ -34,6 +35,7 @@ class Plan:
     deadline: float | None = None
     late: int = 0
     virtual_seconds: float | None = None
+    compression: Compression = field(default_factory=Compression)
 
     @property
     def total_samples(self) -> int:

@@ -214,7 +214,8 @@ class ServerNode:
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     weighs=plan.weighs, reduction=plan.reduction, cohort_size=len(plan.cohort),
-                    total_samples=plan.total_samples, deadline=plan.deadline)
+                    total_samples=plan.total_samples, deadline=plan.deadline, compression=plan.compression,
+                    packed=self.is_open and bool(plan.compression))
         shares = self._shares(plan.cohort)
 
         def order_of(rank: int) -> Fit:

@@ -17,6 +17,7 @@ from federation import ClientNode
 from federation.builtin import DefaultTrainer, FedAvgAggregator
 from federation.builtin.aggregators.median import MedianAggregator
 from federation.core.aggregator import Aggregator
+from federation.core.compression import Compression, Packing
 from federation.core.metrics import MetricSum
 from federation.core.weights import Weights
 from federation.errors import RoundError
@@ -41,7 +42,7 @@ from node_comm import CommError, Disconnected
 from node_comm.grpc_client import GrpcClient, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
 from node_comm.node import Incoming, Node, RemoteFailure
-from tests.node.worlds import Answers, Arrays, constant, f32
+from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 from tests.node_comm.test_star import free_port
 
 ARRAYS = {"w": f32(0, 0)}
@@ -298,6 +299,62 @@ def test_an_update_that_is_no_good_has_the_round_done_again(what):
                     assert (run.trainer.weights[0] == MEAN).all()
                     assert [row["round"] for row in run.rows.rows] == [1, 2]
                     assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+def packed(values: list[float], codec: str) -> np.ndarray:
+    """An update of `ARRAYS` as a client packs it."""
+    start = Weights.of(ARRAYS)
+    found = Packing(Compression(codec, 0.5), start).pack("p", [f32(*values)], np.random.default_rng(0))
+    return found.data
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16", "int8", "topk"])
+@pytest.mark.parametrize("aggregator", [FedAvgAggregator, MedianAggregator])
+def test_packed_updates_count_as_in_one_process(codec, aggregator):
+    """For a sum, and for a matrix of rows; the oracle is the same world in memory."""
+    config = {"compression": {"codec": codec, "fraction": 0.5}}
+
+    async def program(server):
+        settings = {"max_rounds": 3, "min_clients": 3, "evaluate": "none"} | config
+        trainer = DefaultTrainer(server, Arrays(ARRAYS), aggregator(), settings)
+        await trainer.run()
+        return trainer.weights.buffer.copy()
+
+    async def test() -> None:
+        async with Run(aggregator=aggregator(), min_clients=3, **config) as run:
+            await run.join("a", "b", "c")
+            await run.survival.run()
+            found.append(run.trainer.weights.buffer.copy())
+            assert len(run.rows.rows) == 3
+
+    found: list[np.ndarray] = []
+    play(test)
+    expected = in_world(ARRAYS, {name: constant([arrays], samples) for name, (arrays, samples) in HONEST.items()}, program)
+    assert (found[0] == expected).all()
+    assert not (found[0] == 0).all()
+
+
+@pytest.mark.parametrize(("codec", "data"), [
+    ("float16", packed([1, 2], "float16")[:-1]), ("topk", np.frombuffer(b"\xff" * 8, np.uint8)),
+    ("bfloat16", np.frombuffer(b"\xff" * 4, np.uint8)), ("int8", np.frombuffer(b"\xff" * 6, np.uint8))],
+    ids=["too short", "places that are none", "NaN", "a scale that is NaN"])
+@pytest.mark.parametrize("aggregator", [FedAvgAggregator, MedianAggregator])
+def test_a_packed_update_that_is_no_good_has_the_round_done_again(codec, data, aggregator):
+    """S-AGG-10, S-SEC-02: as for those that are not packed."""
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report())
+        if isinstance(incoming.message, FetchUpdate):
+            await node.reply(incoming, Update(metrics={}), data)
+
+    async def test() -> None:
+        async with with_puppet(spoils, aggregator=aggregator(), compression={"codec": codec, "fraction": 0.5},
+                               max_rounds=2) as (run, puppet):
+            await run.survival.run()
+            assert [row["round"] for row in run.rows.rows] == [1, 2]
+            assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
 
     play(test)
 

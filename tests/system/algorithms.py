@@ -60,6 +60,12 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "momentum kept": _with(learner_config={"momentum": 0.9, "keep_momentum": True}),
     "schedules": _with("fedavgm", aggregator_config={"lr_schedule": "step", "lr_step_rounds": 2, "lr_gamma": 0.5},
                        learner_config={"lr_schedule": "cosine", "lr_rounds": 4, "lr_warmup_rounds": 1, "clip_norm": 1.0}),
+    **{codec: _with(trainer_config={"compression": {"codec": codec, "fraction": 0.05}})
+       for codec in ("float16", "bfloat16", "int8", "topk")},
+    "scaffold in int8": _with("scaffold", trainer_config={"compression": {"codec": "int8"}}),
+    "median of topk": _with("median", trainer_config={"compression": {"codec": "topk", "fraction": 0.3}}),
+    "FedBN in topk": _with(model="tests.system.normalised:NormalisedModel", trainer_config={
+        "local_parameters": ["norm*"], "compression": {"codec": "topk", "fraction": 0.1}}),
     "weighted cohorts": _with(trainer_config={"sampling": "weighted"}),
     "round robin": _with(trainer_config={"sampling": "round_robin"}),
     "semi-synchronous": _with(trainer_config={"cohort_size": 5, "over_select": 1.4, "deadline": 2.0, **SLOW}),

@@ -261,6 +261,8 @@ class _Since:
 def _checked(config: TrainerConfig, aggregator: Aggregator) -> AsyncAggregator:
     problems = [f"trainer_config.{name}: has no meaning in asynchronous training; leave it out" for name in _SYNCHRONOUS
                 if getattr(config, name)]
+    if config.compression.codec != "none":
+        problems.append(f"trainer_config.compression: {config.compression.codec} is for rounds; leave it out")
     if config.sampling != "uniform":
         problems.append(f"trainer_config.sampling: {config.sampling} is for rounds; asynchronous training draws uniformly")
     if not isinstance(aggregator, AsyncAggregator):

@@ -10,7 +10,9 @@ from federation.builtin.trainers.evaluation import evaluate
 from federation.config import TrainerConfig, trainer_config
 from federation.core.aggregator import Aggregator, MatrixAggregator, MeanAggregator, RoundStats
 from federation.core.async_aggregator import AsyncAggregator
+from federation.core.compression import Compression, Packing
 from federation.core.model import Model
+from federation.core.personal import LocalParameters
 from federation.core.trainer import Trainer
 from federation.core.types import ClientUpdate
 from federation.core.weights import Weights
@@ -55,8 +57,13 @@ class DefaultTrainer(Trainer):
         self.recorder = recorder or Recorder()
         self.timer = Timer()
         self._cohorts = Cohorts(self.config, seed)
+        self._compression = Compression(self.config.compression.codec, self.config.compression.fraction)
         self._fit_config = dict(fit_config or {})
         self._spare = Weights.zeros(self.weights.layout)
+        self._update_bytes = sum(array.nbytes for array in self.weights)
+        if self._compression:
+            local = LocalParameters(self.config.local_parameters, self.weights.head(self._num_model).layout)
+            self._update_bytes = Packing(self._compression, self.weights, local.indices).nbytes
         self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
         self._unrecorded: Fitted | None = None  # the last round, from its commit until it is recorded
 
@@ -106,7 +113,7 @@ class DefaultTrainer(Trainer):
             config["metrics"] = list(aggregator.metrics_needed)
         return Plan(number, cohort.clients, config, aggregator.needs, mean.weighting if mean else "samples",
                     mean.weighs if mean else False, self.reduction, cohort.deadline, cohort.late,
-                    cohort.virtual_seconds)
+                    cohort.virtual_seconds, self._compression)
 
     async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
         """What the aggregator needs of the clients' updates: their mean, what it makes of the matrix, or every row."""
@@ -133,7 +140,8 @@ class DefaultTrainer(Trainer):
         self.round = number
 
     def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
-        """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights."""
+        """The round's record. All but `seconds` is the same in every mode; bytes are those of the cohort's weights, and of its
+        updates as they are packed."""
         nbytes = sum(array.nbytes for array in self.weights)
         training = {key if key.startswith("train_") else f"train_{key}": value
                     for key, value in fitted.metrics.means().items()}
@@ -142,7 +150,7 @@ class DefaultTrainer(Trainer):
                 **({"failures": failures} if failures else {}), **self._lateness(fitted),
                 "num_samples": fitted.num_samples, **training, **metrics, "seconds": self._seconds(fitted),
                 "bytes_down": nbytes * (len(fitted.plan.cohort) + fitted.plan.late),
-                "bytes_up": nbytes * len(fitted.outcomes)}
+                "bytes_up": self._update_bytes * len(fitted.outcomes)}
 
     def _lateness(self, fitted: Fitted) -> dict[str, float]:
         """What is recorded of rounds that do not wait for everyone, or that are timed by the virtual clock."""
