@@ -222,8 +222,8 @@ class ClientNode:
                 await node.reply(incoming, await compute(host.combine, order))
             case Move() as order:
                 return await self._move(incoming, order)
-            case FetchState(client_id=client_id):
-                state = host.states.whole(client_id)
+            case FetchState(client_id=client_id, proposed=proposed):
+                state = host.states.whole(client_id, proposed)
                 await node.reply(incoming, ClientState(client_id=client_id, layout=state.layout.to_dict()), state.buffer)
             case ClientState() as state:
                 host.states.receive(incoming, state)

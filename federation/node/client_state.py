@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from federation.core.weights import Layout, Weights
+from federation.errors import FederationError
 from federation.node.protocol import ClientState
+from node_comm.errors import ProtocolError
 from node_comm.node import Incoming, Node, together
 
 
@@ -32,9 +34,9 @@ class ClientStates:
         state = self._current.get(client_id)
         return {} if state is None else dict(state.read_only().items())
 
-    def whole(self, client_id: str) -> Weights:
-        """The client's state as one buffer; borrowed."""
-        return self._current[client_id]
+    def whole(self, client_id: str, proposed: bool = False) -> Weights:
+        """The client's state, or what it proposes to keep, as one buffer; borrowed."""
+        return (self._proposed if proposed else self._current)[client_id]
 
     def put(self, client_id: str, state: Weights) -> None:
         """Take over a client with its state; the buffer is this object's from now on."""
@@ -77,7 +79,18 @@ class ClientStates:
 
     def receive(self, incoming: Incoming, message: ClientState) -> None:
         """A client has come from another rank."""
-        buffer = np.empty(0, np.uint8) if incoming.buffer is None else incoming.buffer
-        state = Weights.zeros(Layout.from_dict(message.layout))
-        np.copyto(state.buffer, buffer)
-        self.put(message.client_id, state)
+        self.put(message.client_id, unpacked(message, incoming.buffer))
+
+
+def unpacked(message: ClientState, buffer: np.ndarray | None) -> Weights:
+    """What a client keeps, from a message and the array beside it (copied). Raises ProtocolError where they do not agree."""
+    given = np.empty(0, np.uint8) if buffer is None else buffer
+    try:
+        layout = Layout.from_dict(message.layout)
+    except (FederationError, KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"{message.client_id} has a state of no layout ({error})") from error
+    if given.dtype != np.uint8 or given.shape != (layout.nbytes,):
+        raise ProtocolError(f"{message.client_id} has a state of {layout.nbytes} bytes, and {given.nbytes} have come")
+    state = Weights.zeros(layout)
+    np.copyto(state.buffer, given)
+    return state

@@ -193,6 +193,19 @@ class OpenServerNode(ServerNode):
             raise self._interrupted(fetch.round, error) from error
         return metrics
 
+    async def fetch_state(self, client_id: str, rank: int, proposed: bool) -> Weights | None:
+        """See ServerNode. Who does not hand it over is let go. It begins anew, unless the round is not over yet: that is done
+        again, with the state as it was."""
+        try:
+            return await super().fetch_state(client_id, rank, proposed)
+        except (CommError, FederationError) as error:
+            reason = f"what {client_id} keeps did not come: {error}"
+            self.star.drop(rank, reason)
+            self._gone(rank, reason)
+            if proposed:
+                raise self._interrupted(self._round, error) from error
+            return None
+
     def evaluating_ranks(self) -> list[int]:
         """This rank alone: a network's clients see none of the server's samples."""
         return [0]

@@ -199,9 +199,10 @@ class ClientState(Message, frozen=True):
 
 
 class FetchState(Message, frozen=True):
-    """Send a copy of what a client keeps, as a `ClientState`."""
+    """Send a copy of what a client keeps, as a `ClientState`; or of what it proposes to keep, once the round commits."""
 
     client_id: str
+    proposed: bool = False
 
 
 class Evaluate(Message, frozen=True):

@@ -32,6 +32,7 @@ from federation.core.weights import Weights
 from federation.data.manager import Part
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
+from federation.node.client_state import unpacked
 from federation.node.compute import compute
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
@@ -43,6 +44,7 @@ from federation.node.protocol import (
     Collect,
     Evaluate,
     EvaluateReport,
+    FetchState,
     FetchUpdate,
     Fit,
     FitReport,
@@ -270,6 +272,16 @@ class ServerNode:
             for problem in report.problems:
                 logger.warning("%s failed to evaluate in round %d:\n%s", problem.client_id, round, problem.details)
         return found
+
+    async def collect_states(self, coming: bool = False) -> dict[str, Weights]:
+        """What every client keeps, by client; borrowed. With `coming`, as it will be once the next broadcast has committed the
+        round that was trained."""
+        return await self.states.collect(self.fetch_state, coming)
+
+    async def fetch_state(self, client_id: str, rank: int, proposed: bool) -> Weights | None:
+        """A copy of what a client on another rank keeps, or proposes to keep."""
+        answer, buffer = await self.node.request(rank, FetchState(client_id=client_id, proposed=proposed), timeout=self.patience)
+        return unpacked(expect(answer, ClientState), buffer)
 
     async def collect_results(self, clients: Sequence[ClientProxy], method: str,
                               config: Mapping[str, Any] | None = None) -> list[TrainResult | EvalResult]:

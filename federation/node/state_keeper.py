@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-import numpy as np
-
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Weights
 from federation.node.client_state import ClientStates
-from federation.node.protocol import ClientState, FetchState, Move, Moved
+from federation.node.protocol import Move, Moved
 from node_comm.node import Node, together
+
+#: A copy of what a client keeps, by (client, rank, whether what it proposes to keep is meant); None where it is lost.
+Fetch = Callable[[str, int, bool], Awaitable[Weights | None]]
 
 
 class StateKeeper:
@@ -25,17 +26,21 @@ class StateKeeper:
         self._copies: dict[str, Weights] = {}  # of those that live elsewhere, as of the last `collect`
         self._changed: set[str] = set()  # whose copy is old, or missing
         self._proposed: dict[str, int] = {}  # where clients want to keep new state, once the round commits
+        self._staged: dict[str, Weights] = {}  # copies of that, of those that live elsewhere
 
     def propose(self, ranks: Mapping[str, int]) -> None:
         """These clients have trained on these ranks, and keep something if the round commits; others do not."""
         self._proposed = dict(ranks)
+        self._staged = {}
 
     def commit(self) -> None:
         """The round counts."""
         self._here.commit()
         self.homes |= self._proposed
         self._changed.update(self._proposed)
-        self._proposed = {}
+        self._copies |= self._staged
+        self._changed.difference_update(self._staged)
+        self._proposed, self._staged = {}, {}
 
     @property
     def proposed(self) -> list[str]:
@@ -43,19 +48,24 @@ class StateKeeper:
         return sorted(self._proposed)
 
     def lose(self, rank: int) -> list[str]:
-        """`rank` is gone, and will not be asked again: its clients live here now, as of the last copy; returns those of whom
-        there is none, who begin anew."""
+        """`rank` is gone, and will not be asked again: its clients live here now, as of the last copy, or as they will be where
+        that has been fetched; returns those of whom there is no copy, who begin anew."""
         forgotten = []
         for client_id in [client_id for client_id, home in self.homes.items() if home == rank]:
             copy = self._copies.get(client_id)
             if copy is None or client_id in self._changed:
                 del self.homes[client_id]
+                self._changed.discard(client_id)
                 forgotten.append(client_id)
             else:
                 self._here.put(client_id, copy)
                 self.homes[client_id] = 0
-        self._proposed = {client_id: home for client_id, home in self._proposed.items() if home != rank}
-        return forgotten
+        for client_id in [client_id for client_id, home in self._proposed.items() if home == rank]:
+            del self._proposed[client_id]
+            if client_id in self._staged:
+                self._here.propose(client_id, dict(self._staged.pop(client_id).items()))
+                self._proposed[client_id] = 0
+        return [client_id for client_id in forgotten if client_id not in self._proposed]
 
     def note(self, client_id: str, rank: int) -> None:
         """This client keeps something new on `rank`, outside of any round."""
@@ -83,22 +93,31 @@ class StateKeeper:
         await together(*(move(rank) for rank in sorted({*give, *take} - {0})), self._here.send(node, give.get(0, {})),
                        self._here.wait_for(node, take.get(0, [])))
 
-    async def collect(self, node: Node, timeout: float | None) -> dict[str, Weights]:
-        """What every client keeps, as of the last commit, by client; borrowed.
+    async def collect(self, fetch: Fetch, coming: bool = False) -> dict[str, Weights]:
+        """What every client keeps, as of the last commit, by client; borrowed. With `coming`, as it will be once the round
+        commits that has been trained.
 
-        One message for each client that has changed since the last call and lives on another rank.
+        One call of `fetch` for each client that has changed since it was fetched the last time, and lives on another rank;
+        None where it lives nowhere any more.
         """
-        for client_id in sorted(self._changed):
-            if self.homes[client_id] != 0:
-                answer, buffer = await node.request(self.homes[client_id], FetchState(client_id=client_id), timeout=timeout)
-                assert isinstance(answer, ClientState), answer
-                state = Weights.zeros(Layout.from_dict(answer.layout))
-                if buffer is not None:
-                    np.copyto(state.buffer, buffer)
-                self._copies[client_id] = state
-        self._changed.clear()
-        return {client_id: self._here.whole(client_id) if rank == 0 else self._copies[client_id]
-                for client_id, rank in sorted(self.homes.items())}
+        proposed = self._proposed if coming else {}
+        homes = self.homes | proposed
+        for client_id in sorted(self._changed | proposed.keys()):
+            if homes[client_id] != 0 and client_id not in self._staged:
+                state = await fetch(client_id, homes[client_id], client_id in proposed)
+                if state is None:
+                    del homes[client_id]
+                elif client_id in proposed:
+                    self._staged[client_id] = state
+                else:
+                    self._copies[client_id] = state
+                    self._changed.discard(client_id)
+        here = {client_id: self._here.whole(client_id, client_id in proposed) for client_id, rank in homes.items() if rank == 0}
+        return {client_id: here[client_id] if client_id in here else self._copy(client_id, client_id in proposed)
+                for client_id in sorted(homes)}
+
+    def _copy(self, client_id: str, coming: bool) -> Weights:
+        return self._staged[client_id] if coming else self._copies[client_id]
 
     def whole(self) -> dict[str, Weights] | None:
         """What every client keeps, where all that keep something live here; None where a rank must be asked."""
@@ -113,6 +132,7 @@ class StateKeeper:
         self._copies.clear()
         self._changed.clear()
         self._proposed.clear()
+        self._staged.clear()
         self.homes.clear()
         for client_id, state in states.items():
             self._here.put(client_id, state)

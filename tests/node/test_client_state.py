@@ -16,9 +16,13 @@ from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
 from federation.errors import ConfigError, UpdateError
+from federation.node.client_state import ClientStates, unpacked
 from federation.node.host import ClientHost
+from federation.node.protocol import ClientState
 from federation.node.round import Plan
+from federation.node.state_keeper import StateKeeper
 from node_comm import memory
+from node_comm.errors import ProtocolError
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 5
@@ -90,7 +94,7 @@ async def rounds(server, cohorts, first=1, weights=None):
         await server.mean(fitted, out=new)
         weights = new
         await server.broadcast_weights(weights)
-    return weights.sha256(), plain(await server.states.collect(server.node, 10))
+    return weights.sha256(), plain(await server.collect_states())
 
 
 COHORTS = [[0, 1, 2, 3], [1, 2, 4], [0, 4], [2, 3, 4], [0, 1, 2, 3, 4], [1]]
@@ -111,7 +115,7 @@ def test_states_go_through_a_checkpoint(ranks):
     async def first(server):
         weights = Weights.of(MODEL)
         await rounds(server, COHORTS[:3], weights=weights)
-        return server.weights.copy(), {name: state.copy() for name, state in (await server.states.collect(server.node, 10)).items()}
+        return server.weights.copy(), {name: state.copy() for name, state in (await server.collect_states()).items()}
 
     weights, states = in_world(2, first)
 
@@ -129,11 +133,11 @@ def test_a_round_that_does_not_commit_leaves_no_trace(ranks):
         await server.broadcast_weights(Weights.of(MODEL))
         cohort = [server.clients[index] for index in range(CLIENTS)]
         await server.fit(Plan(1, cohort))
-        assert await server.states.collect(server.node, 10) == {}
+        assert await server.collect_states() == {}
         server._placement = "last_rank"
         await server.fit(Plan(1, cohort[:2]))
         await server.broadcast_weights(Weights.of(MODEL))
-        return plain(await server.states.collect(server.node, 10))
+        return plain(await server.collect_states())
 
     assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {"client_0": 1, "client_1": 1}
 
@@ -146,7 +150,7 @@ def test_a_program_of_its_own_keeps_state_too(ranks):
         for policy in ("balanced", "last_rank"):
             server._placement = policy
             await server.collect_results(server.get_connected_clients(), "fit")
-        return plain(await server.states.collect(server.node, 10))
+        return plain(await server.collect_states())
 
     assert {name: state["turns"] for name, state in in_world(ranks, program).items()} == {
         f"client_{index}": 2 for index in range(CLIENTS)}
@@ -161,7 +165,7 @@ def test_local_parameters_stay_with_their_clients(ranks):
         rows = []
         trainer.recorder.record = rows.append
         await trainer.run()
-        return trainer.weights["head"].tolist(), plain(await server.states.collect(server.node, 10)), rows
+        return trainer.weights["head"].tolist(), plain(await server.collect_states()), rows
 
     head, states, rows = in_world(ranks, program, local_parameters=["he*"])
     assert head == [0.0]
@@ -222,3 +226,47 @@ def test_a_learner_that_shares_nothing_is_told_which_is_needed():
 
     with pytest.raises(UpdateError, match=r"client_0.*TrainResult\.shared"):
         in_world(1, program)
+
+
+def test_who_is_lost_before_the_commit_loses_nothing_that_was_fetched():
+    """Found by a client that was killed while its state was fetched for a checkpoint."""
+    fetched: list[tuple[str, int, bool]] = []
+
+    async def fetch(client_id: str, rank: int, proposed: bool) -> Weights | None:
+        fetched.append((client_id, rank, proposed))
+        return Weights.of({"round": np.float32([len(fetched)])})
+
+    async def test() -> None:
+        keeper = StateKeeper(ClientStates())
+        keeper.propose({"a": 1, "b": 2})
+        assert plain(await keeper.collect(fetch, coming=True)) == {"a": {"round": [1]}, "b": {"round": [2]}}
+        assert keeper.lose(1) == []
+        keeper.commit()
+        assert plain(await keeper.collect(fetch)) == {"a": {"round": [1]}, "b": {"round": [2]}}
+        assert fetched == [("a", 1, True), ("b", 2, True)]
+        assert keeper.homes == {"a": 0, "b": 2}
+        keeper.propose({"b": 2})
+        assert keeper.lose(2) == []  # before it was fetched: as of the last commit
+        keeper.commit()
+        assert plain(await keeper.collect(fetch)) == {"a": {"round": [1]}, "b": {"round": [2]}}
+        keeper.propose({"c": 3})
+        keeper.commit()
+        assert keeper.lose(3) == ["c"]
+        assert set(await keeper.collect(fetch)) == {"a", "b"}
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(("layout", "buffer", "words"), [
+    ({"names": ["w"], "shapes": [[2**40]], "dtypes": ["float32"]}, np.zeros(64, np.uint8), "4398046511104 bytes, and 64"),
+    ({"names": ["w"], "shapes": [[3]], "dtypes": ["float32"]}, np.zeros(16, np.float32), "64 bytes, and 64"),
+    ({"names": ["w"], "shapes": [[3]], "dtypes": ["float32"]}, None, "64 bytes, and 0"),
+    ({"names": ["w"], "shapes": [[3]], "dtypes": ["object"]}, np.zeros(64, np.uint8), "no layout"),
+    ({"names": ["w"], "shapes": [["x"]], "dtypes": ["float32"]}, np.zeros(64, np.uint8), "no layout"),
+    ({"names": 3}, np.zeros(64, np.uint8), "no layout"),
+    ({}, np.zeros(64, np.uint8), "no layout"),
+])
+def test_a_state_that_is_none(layout, buffer, words):
+    """S-SEC-02: whoever sends it; no memory is taken for what it says."""
+    with pytest.raises(ProtocolError, match=words):
+        unpacked(ClientState(client_id="c", layout=layout), buffer)

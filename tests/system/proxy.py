@@ -10,15 +10,19 @@ from types import TracebackType
 class Proxy:
     """Forwards to `target` from an address of its own. Every piece is held back for `delay` seconds and passes at
     `bytes_per_second`; when so many bytes have passed as each of `cuts` says, all connections are cut. `cut` counts that,
-    `passed` the bytes."""
+    `passed` the bytes. Every `loses`-th piece comes late by what TCP takes to send a lost packet again."""
 
-    def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[int, ...] = ()) -> None:
+    RETRANSMISSION = 0.25  # seconds
+
+    def __init__(self, target: str, delay: float = 0.0, bytes_per_second: float = 1e12, cuts: tuple[int, ...] = (),
+                 loses: int = 0) -> None:
         self.address = ""
         self.cut = 0
         self._host, _, port = target.rpartition(":")
         self._port = int(port)
         self._delay, self._rate, self._cuts = delay, bytes_per_second, sorted(cuts)
         self.passed = 0
+        self._pieces, self._loses = 0, loses
         self._writers: list[asyncio.StreamWriter] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -65,7 +69,9 @@ class Proxy:
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 14):
-            await asyncio.sleep(self._delay + len(data) / self._rate)
+            self._pieces += 1
+            is_lost = self._loses and self._pieces % self._loses == 0
+            await asyncio.sleep(self._delay + len(data) / self._rate + (self.RETRANSMISSION if is_lost else 0))
             self.passed += len(data)
             if self._cuts and self.passed >= self._cuts[0]:
                 self._cuts.pop(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.certs import make
+from federation.certs import Authority, make
 from tests.mpi_helper import kill_tree
 from tests.node_comm.test_star import free_port
 from tests.system.conftest import ENVIRONMENT, Finished, command
@@ -156,15 +156,46 @@ def test_signals(network, expected, who):
 
 
 def test_through_a_bad_network(network, expected):
-    """S-LIFE-10: delays, a thin line, and connections that are cut in the middle of an upload; the digest of the serial run."""
+    """S-LIFE-10: delays, losses, a thin line, and connections that are cut in the middle of an upload; the digest of the serial
+    run, with no client lost."""
     net = network(SLOW)
-    with Proxy(net.address, delay=0.02, bytes_per_second=2_000_000, cuts=(30_000, 90_000)) as proxy:
+    with Proxy(net.address, delay=0.02, bytes_per_second=2_000_000, cuts=(30_000, 90_000), loses=12) as proxy:
         net.start("server")
         for who in ("0", "1", "2", "3", "4"):
             net.start(who, address=proxy.address if who in "01" else net.address)
         assert set(net.finish().values()) == {0}, net.log("server")
         assert proxy.cut == 2
+    assert net.result == expected
+    assert "goes on where its connection was cut" in net.log("server")
+    assert "is gone: its connection was lost" not in net.log("server")
+
+
+#: Rules that need something of the network: state that clients keep, rows; with packed updates, and all of it zipped.
+PACKED = {
+    "scaffold in topk": ["components.aggregator=federated.aggregator.scaffold", "trainer_config.compression.codec=topk",
+                         "trainer_config.compression.fraction=0.2"],
+    "median in int8": ["components.aggregator=federated.aggregator.median", "trainer_config.compression.codec=int8"],
+    "scaffold": ["components.aggregator=federated.aggregator.scaffold"],
+}
+
+
+@pytest.mark.parametrize("rule", PACKED)
+def test_what_clients_keep_and_what_is_packed(network, tmp_path, rule):
+    """The bits and the rows of the serial run; a client that is killed in between has its state given back."""
+    settings = ["components.model=model.numpy.linear", "learner_config.client_lr=0.05", "tracker=none", f"num_clients={CLIENTS}",
+                f"trainer_config.min_clients={CLIENTS}", "trainer_config.max_rounds=8", *PACKED[rule]]
+    subprocess.run(command(folder=tmp_path / "serial", settings=settings, mode="serial"), check=True, timeout=120)
+    net = network([*settings, "transport.compression=zstd", "transport.resume_seconds=1"])
+    for who in ("server", "0", "1", "2", "3", "4"):
+        net.start(who)
+    if rule == "scaffold":
+        net.reach(3)
+        net.kill("3")
+        net.start("3")
+    assert set(net.finish().values()) == {0}, net.log("server")
+    expected = Finished(0, "", "", tmp_path / "serial", 0).result
     assert net.result[:2] == expected[:2]
+    assert rule == "scaffold" or net.result[2] == expected[2]
 
 
 def test_with_certificates_tokens_and_a_list(network, expected, tmp_path):
@@ -196,6 +227,41 @@ def test_with_certificates_tokens_and_a_list(network, expected, tmp_path):
     assert net.result == expected
 
 
+def test_certificates_that_do_not_do(network, tmp_path):
+    """S-SEC-04: clients of another authority, expired, and without a certificate end with 1 and the reason, which stands in the
+    server's log too; the others train on."""
+    folder = tmp_path / "certs"
+    make(folder, ["localhost"], [f"client_{index}" for index in range(8)])
+    make(tmp_path / "others", ["localhost"], ["client_5"])
+    certificate, key = Authority("of old").sign("client_6", days=-1)
+    (folder / "old.pem").write_bytes(certificate)
+    (folder / "old.key").write_bytes(key)
+
+    def tls(cert: str | None) -> tuple[str, ...]:
+        files = () if cert is None else (f"transport.tls.cert={cert}.pem", f"transport.tls.key={cert}.key")
+        return f"transport.tls.ca={folder}/ca.pem", *files
+
+    net = network([*SETTINGS, "num_clients=8", "trainer_config.max_rounds=3"])
+    net.address = net.address.replace("127.0.0.1", "localhost")
+    net.start("server", more=tls(f"{folder}/server"))
+    guilty = {"5": (f"{tmp_path}/others/client_5", "does not take the certificate"),
+              "6": (f"{folder}/old", "has expired on"), "7": (None, "this client has none")}
+    for who, (cert, _) in guilty.items():
+        net.start(who, more=tls(cert))
+    for who, (_, reason) in guilty.items():
+        assert net.processes.pop(who).wait(60) == 1
+        assert reason in net.log(who)
+    for who in ("0", "1", "2", "3", "4"):
+        net.start(who, more=tls(f"{folder}/client_{who}"))
+    # The server waits for all eight, as nobody has said that three will never come.
+    net.start("5", more=tls(f"{folder}/client_5"))
+    net.start("6", more=tls(f"{folder}/client_6"))
+    net.start("7", more=tls(f"{folder}/client_7"))
+    assert set(net.finish().values()) == {0}, net.log("server")
+    for reason in ("unable to get local issuer certificate", "PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        assert reason in net.log("server")
+
+
 def test_the_second_server_on_a_port(network):
     """S-COMM-10: exits at once, with the address."""
     net = network(SETTINGS)
@@ -221,7 +287,7 @@ def _cannot() -> str:
         return "no ip here: apt-get install iproute2"
     name = f"fedtry{os.getpid()}"
     try:
-        for words in (["netns", "add", name], ["-n", name, "link", "add", "b", "type", "bridge"],
+        for words in (["netns", "add", name], ["-n", name, "link", "add", "br0", "type", "bridge"],
                       ["-n", name, "link", "add", "v0", "type", "veth", "peer", "name", "v1"]):
             tried = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
             if tried.returncode:
@@ -277,3 +343,27 @@ def test_between_machines(network, expected, tmp_path):
         threading.Timer(5.0, lambda: subprocess.run(["ip", "-n", names[2], "link", "set", "veth0", "up"], check=True)).start()
         assert set(net.finish(120).values()) == {0}, net.log("server")
     assert net.result[:2] == expected[:2]
+
+
+def test_a_cut_that_is_longer_than_the_deadline(network):
+    """S-LIFE-08, S-LIFE-10: the client behind it is left out of the rounds that it misses, it alone, and is back afterwards."""
+    if reason := _cannot():
+        pytest.skip(reason)
+    net = network([*SLOW, "trainer_config.min_clients=4", "trainer_config.round_timeout=1.5", "trainer_config.max_rounds=40",
+                   "transport.insecure=true"])
+    with namespaces(CLIENTS + 1) as names:
+        for index, who in enumerate(("server", "0", "1", "2", "3", "4")):
+            net.start(who, address="10.99.0.1:9000", before=("ip", "netns", "exec", names[index]))
+        net.reach(3)
+        subprocess.run(["ip", "-n", names[2], "link", "set", "veth0", "down"], check=True)
+        time.sleep(6.0)
+        subprocess.run(["ip", "-n", names[2], "link", "set", "veth0", "up"], check=True)
+        assert set(net.finish(120).values()) == {0}, net.log("server")
+    samples = [row["num_samples"] for row in net.result[2]]
+    assert len(samples) == 40
+    assert samples[0] == samples[-1] == max(samples)
+    assert 2 <= sum(count < max(samples) for count in samples) <= 20
+    assert len(set(samples)) == 2, samples
+    assert "client_1 has not answered within round_timeout=1.5 s" in net.log("server")
+    for who in ("0", "2", "3", "4"):
+        assert f"client_{who} has not" not in net.log("server")

@@ -86,8 +86,12 @@ class DefaultTrainer(Trainer):
                 check_updates(fitted, self.aggregator)
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
+                # Before the round commits: a client that is lost takes nothing with it that the checkpoint needs.
+                states = await self.server.collect_states(coming=True) if self._is_due(number) else None
             with self.timer.phase("step"):
                 self.commit(number, gathered, fitted.stats(len(self.server.clients)))
+                if states is not None:
+                    self._client_states = number, states
             self._unrecorded = fitted
             with self.timer.phase("broadcast"):
                 await self.server.broadcast_weights(self.weights, self._num_model)
@@ -167,12 +171,15 @@ class DefaultTrainer(Trainer):
 
     async def checkpoint(self, number: int) -> None:
         """Save a checkpoint if one is due, the state of clients on other ranks included."""
-        last = number == self.config.max_rounds
-        if self.recorder.is_due(number, last=last):
-            self._client_states = number, await self.server.states.collect(self.server.node, self.server.patience)
+        if self._is_due(number):
+            if self._client_states[0] != number:
+                self._client_states = number, await self.server.collect_states()
             snapshot = self.snapshot()
             assert snapshot is not None
             self.recorder.checkpoint(snapshot)
+
+    def _is_due(self, number: int) -> bool:
+        return self.recorder.is_due(number, last=number == self.config.max_rounds)
 
     def snapshot(self) -> Snapshot | None:
         """All that the next round depends on, as of the last commit. Weights and state are live: copy to keep.
