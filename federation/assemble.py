@@ -27,6 +27,7 @@ from federation.data.sampling import cohort_size_of
 from federation.data.transforms import Transforms
 from federation.errors import ConfigError, RoundError
 from federation.infra.recorder import Recorder
+from federation.infra.trace import Spans
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost, allocator
 from federation.node.open_server import OpenServerNode
@@ -64,7 +65,8 @@ class Parts:
         """The clients' host of one rank; its sums live in the transport's memory. One that `trains` has a learner."""
         learner = self.make_learner() if trains and self.data is not None else None
         return ClientHost(learner, self.data, seed=self.config.seed, allocate=allocator(transport),
-                          aggregator=self.make_aggregator(), local_parameters=self.config.trainer_config.local_parameters)
+                          aggregator=self.make_aggregator(), local_parameters=self.config.trainer_config.local_parameters,
+                          spans=Spans(self.config.timer.trace))
 
     def make_aggregator(self) -> Aggregator:
         """An aggregator: the server's, or one that weighs updates on another rank."""

@@ -239,7 +239,8 @@ def summary(result: Any) -> str:
         return "the run is over"
     accuracy = result.metrics.get("accuracy")
     reached = "" if accuracy is None else f", accuracy {accuracy:.4f}"
-    return (f"{result.rounds_completed} rounds in mode {result.mode} on {result.world_size} ranks{reached}\n"
+    balance = f"{result.balance}\n" if result.balance else ""
+    return (f"{result.rounds_completed} rounds in mode {result.mode} on {result.world_size} ranks{reached}\n{balance}"
             f"weights_sha256 {result.weights_sha256}\nfolder {result.output_dir}")
 
 

@@ -23,6 +23,7 @@ from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
 from federation.infra.recorder import Recorder
 from federation.infra.run_folder import RunFolder
+from federation.infra.trace import TraceFile
 from federation.infra.tracker import make_tracker
 from federation.infra.walltime import OutOfTime, WallTime, seconds_left
 from federation.node.server import ServerNode
@@ -63,6 +64,8 @@ class RunResult:
     output_dir: Path | None = None
     mode: str = ""
     world_size: int = 1
+    #: How evenly the ranks were busy, in words; empty where one alone has trained.
+    balance: str = ""
 
 
 class Session:
@@ -115,20 +118,36 @@ class Session:
             if transport.recoverable and transport.size > 1:
                 logger.info("this run outlives the loss of ranks (%s)", "ULFM" if self.mode == "mpi" else "workers are replaced")
             survival = Survival(trainer, lambda: self._start_over(parts, server, recorder))
-            await self._run_or_stop(survival, recorder)
+            with self._tracing(server):
+                await self._run_or_stop(survival, recorder)
             trainer = survival.trainer
         finally:
             recorder.close()
         weights = Weights.of(trainer.model.get_weights())
         rounds = trainer.round if isinstance(trainer, Resumable) else config.trainer_config.max_rounds
         final = {key: value for key, value in recorder.last.items() if key not in ("round", "seconds")}
-        result = RunResult(weights, weights.sha256(), rounds, final, self.folder.path, self.mode, transport.size)
+        balance = str(getattr(trainer, "balance", ""))
+        result = RunResult(weights, weights.sha256(), rounds, final, self.folder.path, self.mode, transport.size, balance)
         self.folder.write_summary({
             "weights_sha256": result.weights_sha256, "rounds_completed": rounds, "final": final, "mode": self.mode,
             "world_size": transport.size, "num_clients": config.num_clients, "seed": config.seed,
-            "threads": dict(threads), "wall_s": time.monotonic() - self._began,
+            "threads": dict(threads), "balance": balance, "wall_s": time.monotonic() - self._began,
             "versions": versions()})
         return result
+
+    @contextmanager
+    def _tracing(self, server: ServerNode) -> Iterator[None]:
+        """Write a trace of the block, where one is wanted."""
+        if not self.config.timer.trace:
+            yield
+            return
+        trace = TraceFile(self.folder.path / "trace.json", resume=self._resume is not None)
+        server.trace = trace.write
+        try:
+            yield
+        finally:
+            trace.write(0, server.host.spans.take())
+            trace.close()
 
     def _nothing_left(self, transport: Transport) -> RunResult:
         found = self._found

@@ -1,21 +1,23 @@
-"""Seconds by phase: of one process's round, and over all ranks."""
+"""Seconds by phase of the server's round, and how evenly ranks were busy."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from federation.infra.trace import Spans
 
 
 class Timer:
     """Adds up the seconds spent in named phases. For one thread.
 
-    `clock` returns seconds that only grow.
+    `clock` returns seconds that only grow. Phases are kept as `spans`, too, where somebody wants those.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, spans: Spans | None = None) -> None:
         self._clock = clock
+        self._spans = spans or Spans()
         self._round: dict[str, float] = {}
         self._totals: dict[str, float] = {}
 
@@ -26,7 +28,9 @@ class Timer:
         try:
             yield
         finally:
-            self.add(name, self._clock() - start)
+            seconds = self._clock() - start
+            self.add(name, seconds)
+            self._spans.add(name, seconds)
 
     def add(self, name: str, seconds: float) -> None:
         """Count `seconds`, measured elsewhere, towards `name`."""
@@ -45,44 +49,30 @@ class Timer:
         return dict(self._totals)
 
 
-@dataclass(frozen=True)
-class PhaseStatistics:
-    """Seconds by phase over `ranks` ranks: the largest and the sum. A rank without a phase spent 0 s in it.
+class Balance:
+    """How evenly ranks were busy, from the seconds that each one trained in each round."""
 
-    Two of them merge into one in any order, so that they can be combined up a tree of ranks.
-    """
+    def __init__(self) -> None:
+        self._busy: dict[int, float] = {}
+        self._longest = self._mean = 0.0
 
-    ranks: int
-    maximum: Mapping[str, float]
-    total: Mapping[str, float]
-
-    @classmethod
-    def of(cls, seconds: Mapping[str, float]) -> PhaseStatistics:
-        """The statistics of a single rank."""
-        return cls(1, dict(seconds), dict(seconds))
-
-    @classmethod
-    def over_ranks(cls, seconds: Sequence[Mapping[str, float]]) -> PhaseStatistics:
-        """The statistics of several ranks, each given by what its `Timer.take` returned."""
-        merged = cls(0, {}, {})
-        for of_rank in seconds:
-            merged = merged.merge(cls.of(of_rank))
-        return merged
-
-    def merge(self, other: PhaseStatistics) -> PhaseStatistics:
-        names = dict.fromkeys((*self.maximum, *other.maximum))
-        return PhaseStatistics(
-            self.ranks + other.ranks,
-            {name: max(self.maximum.get(name, 0.0), other.maximum.get(name, 0.0)) for name in names},
-            {name: self.total.get(name, 0.0) + other.total.get(name, 0.0) for name in names},
-        )
+    def add(self, seconds: Mapping[int, float]) -> None:
+        """A round: the seconds by rank, of those that trained."""
+        for rank, spent in seconds.items():
+            self._busy[rank] = self._busy.get(rank, 0.0) + spent
+        self._longest += max(seconds.values())
+        self._mean += sum(seconds.values()) / len(seconds)
 
     @property
-    def mean(self) -> dict[str, float]:
-        """Mean seconds a rank by phase."""
-        return {name: seconds / self.ranks for name, seconds in self.total.items()}
+    def efficiency(self) -> float:
+        """The share of the training time in which the ranks trained, and did not wait for the last one."""
+        return self._mean / self._longest if self._longest else 1.0
 
-    def to_dict(self) -> dict[str, dict[str, float]]:
-        """`{"fit": {"max": ..., "mean": ...}, ...}`, in seconds."""
-        mean = self.mean
-        return {name: {"max": seconds, "mean": mean[name]} for name, seconds in self.maximum.items()}
+    def __str__(self) -> str:
+        """For people; empty where a single rank has trained."""
+        if len(self._busy) < 2:
+            return ""
+        straggler = max(self._busy, key=lambda rank: self._busy[rank])
+        mean = sum(self._busy.values()) / len(self._busy)
+        return (f"parallel efficiency {100 * self.efficiency:.0f} %; rank {straggler} trained longest, "
+                f"{self._busy[straggler] / mean:.2f} times the mean")

@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 
 SERVER = 0  #: the server's rank, in every world
 HEARTBEAT = 5.0  #: seconds between signs of life
+#: What orders are called in a trace.
+_WORK: dict[type, str] = {WeightsFollow: "broadcast", Fit: "train", Collect: "reduce", FetchSum: "reduce", FetchUpdate: "reduce",
+                          Columnwise: "columnwise", Gram: "gram", Combine: "combine", Evaluate: "evaluate"}
 
 
 class ClientNode:
@@ -174,9 +177,12 @@ class ClientNode:
         """The rank's loop: one order after the other. An error is told to the server, then raised here."""
         assert self._node is not None
         while True:
-            incoming = await self._node.recv()
+            with self.host.spans.span("idle"):
+                incoming = await self._node.recv()
             try:
-                if not await self._node.attend(self._obey_in_time(incoming)):
+                with self.host.spans.span(_WORK.get(type(incoming.message), "other")):
+                    is_over = not await self._node.attend(self._obey_in_time(incoming))
+                if is_over:
                     return
             except Disconnected:
                 raise

@@ -26,6 +26,7 @@ from federation.core.updates import Contribution, UpdateSum, check_num_samples, 
 from federation.core.weights import Layout, Weights
 from federation.data.manager import DataManager, Part
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
+from federation.infra.trace import Spans
 from federation.node.client_state import ClientStates
 from federation.node.protocol import (
     Combine,
@@ -59,13 +60,14 @@ class ClientHost:
     With `learner` and `data` it can host any client of the shared partition; `own` holds learners of clients that
     live here with their own data. `states` are those of the clients that live here at present. `aggregator` weighs
     updates, where it has a rule of its own for that; arrays that match `local_parameters` stay with their clients.
-    `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say).
+    `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say). `spans` keep what takes time here.
     """
 
     def __init__(self, learner: Learner | None = None, data: DataManager | None = None, *, seed: int = 0,
                  allocate: Allocate | None = None, aggregator: Aggregator | None = None,
-                 local_parameters: Sequence[str] = ()) -> None:
+                 local_parameters: Sequence[str] = (), spans: Spans | None = None) -> None:
         self.learner = learner
+        self.spans = spans or Spans()
         self.data = data
         self.own: dict[str, Learner] = {}
         self.states = ClientStates()
@@ -126,12 +128,14 @@ class ClientHost:
                 break
             started = time.perf_counter()
             try:
-                result = self._fit_one(client_id, order.round, order.config)
+                with self.spans.span("fit", client_id):
+                    result = self._fit_one(client_id, order.round, order.config)
             except Exception as error:
                 problems.append(_problem(client_id, "failed", error))
                 continue
             try:
-                divisor, rest = self._take(client_id, result, order, total)
+                with self.spans.span("add", client_id):
+                    divisor, rest = self._take(client_id, result, order, total)
             except Diverged as error:
                 problems.append(_problem(client_id, "diverged", error))
                 continue
@@ -143,7 +147,7 @@ class ClientHost:
             outcomes.append(Outcome(client_id, result.num_samples, seconds, divisor, self._keep(client_id, result, rest)))
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
-                         seconds=time.perf_counter() - began)
+                         seconds=time.perf_counter() - began, spans=self.spans.take())
 
     def train(self, order: Train, start: Weights, out: Weights) -> Trained:
         """Train one client from `start`, and write its weights into `out`; both are borrowed.
@@ -244,7 +248,7 @@ class ClientHost:
             except Exception as error:
                 problems.append(_problem(client_id, "failed", error))
         return EvaluateReport(shards=shards.to_dict(), clients=clients.to_dict(), personal=personal.to_dict(),
-                              problems=problems, seconds=time.perf_counter() - began)
+                              problems=problems, seconds=time.perf_counter() - began, spans=self.spans.take())
 
     def _evaluate_one(self, client_id: str, order: Evaluate, clients: MetricSum, personal: MetricSum) -> None:
         """Evaluate the global model on one client's data, and the client's own model, where it has one."""
@@ -376,7 +380,8 @@ class ClientHost:
         elif learner is None or self.data is None:
             raise FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
         else:
-            data = self.data.client(partition_index(client_id), round)
+            with self.spans.span("load", client_id):
+                data = self.data.client(partition_index(client_id), round)
             learner.bind(data.measured_on_validation() if part == "validation" else data, context)
         self._start()
         learner.client_state = self.states.of(client_id)

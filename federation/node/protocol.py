@@ -18,6 +18,7 @@ from federation.core.aggregator import Needs, Weighting
 from federation.core.columns import Kernel
 from federation.core.compression import Compression
 from federation.data.manager import Part
+from federation.infra.trace import Span
 from node_comm.message import Message
 
 
@@ -110,7 +111,7 @@ class FitReport(Message, frozen=True):
     """What a rank's share of a round came to.
 
     `metrics` is `MetricSum.to_dict`; `limbs` the number of words in the widest sum; `refused` names an update that
-    does not fit the model, which ends the run.
+    does not fit the model, which ends the run. `spans` are what the rank did since it reported last, where a trace is wanted.
     """
 
     outcomes: list[Outcome]
@@ -119,6 +120,7 @@ class FitReport(Message, frozen=True):
     limbs: int
     seconds: float
     refused: str = ""
+    spans: list[Span] = msgspec.field(default_factory=list)
 
 
 class Collect(Message, frozen=True):
@@ -226,6 +228,7 @@ class EvaluateReport(Message, frozen=True):
     personal: dict[str, Any]
     problems: list[Problem]
     seconds: float
+    spans: list[Span] = msgspec.field(default_factory=list)
 
 
 class Train(Message, frozen=True):

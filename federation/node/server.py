@@ -32,6 +32,7 @@ from federation.core.weights import Weights
 from federation.data.manager import Part
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
+from federation.infra.trace import Span
 from federation.node.client_state import unpacked
 from federation.node.compute import compute
 from federation.node.host import ClientHost, allocator
@@ -109,6 +110,8 @@ class ServerNode:
         self._changed = asyncio.Event()
         self._costs = Costs()
         self._round = 0
+        #: Gets the spans of each rank, where a trace is wanted.
+        self.trace: Callable[[int, Sequence[Span]], None] | None = None
         self.states = StateKeeper(self.host.states)
 
     @property
@@ -225,6 +228,7 @@ class ServerNode:
 
         await self._bring(shares)
         reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round)
+        self._trace(reports)
         return self._fitted(plan, shares, reports)
 
     async def mean(self, fitted: Fitted, out: Weights, divisor: Callable[[float], float] = lambda total: total) -> None:
@@ -264,6 +268,7 @@ class ServerNode:
 
         await self._bring(own)
         reports = await self.everyone(EvaluateReport, order_of, self.host.evaluate, round)
+        self._trace(reports)
         found = Evaluated(MetricSum(), MetricSum(), MetricSum())
         for report in reports.values():
             found.shards.merge(MetricSum.from_dict(report.shards))
@@ -438,6 +443,11 @@ class ServerNode:
         except BaseExceptionGroup as group_error:
             raise group_error.exceptions[0] from None
         return dict(sorted(reports.items()))
+
+    def _trace(self, reports: Mapping[int, FitReport] | Mapping[int, EvaluateReport]) -> None:
+        if self.trace is not None:
+            for rank, report in reports.items():
+                self.trace(rank, report.spans)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         for report in reports.values():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from federation.infra.timer import PhaseStatistics, Timer
+from federation.infra.timer import Balance, Timer
 
 
 class Clock:
@@ -57,17 +55,18 @@ def test_the_default_clock_runs() -> None:
     assert timer.take()["fit"] >= 0
 
 
-def test_statistics_over_ranks() -> None:
-    ranks = [{"fit": 1.0, "reduce": 0.5}, {"fit": 3.0}, {"fit": 2.0, "reduce": 1.0}, {}]
-    statistics = PhaseStatistics.over_ranks(ranks)
-    assert statistics.to_dict() == {"fit": {"max": 3.0, "mean": 1.5}, "reduce": {"max": 1.0, "mean": 0.375}}
-    assert PhaseStatistics.over_ranks([]).to_dict() == {}
+def test_balance() -> None:
+    """Two rounds: 1 of 2 s and then 3 of 4 s on average; rank 2 has 5 s, and the mean of all three is 4 s / 3 * 3."""
+    balance = Balance()
+    assert (str(balance), balance.efficiency) == ("", 1.0)
+    balance.add({1: 2.0, 2: 1.0, 3: 0.0})
+    assert balance.efficiency == 0.5
+    balance.add({1: 2.0, 2: 4.0, 3: 3.0})
+    assert balance.efficiency == (1 + 3) / (2 + 4)
+    assert str(balance) == "parallel efficiency 67 %; rank 2 trained longest, 1.25 times the mean"
 
 
-def test_statistics_merge_in_any_grouping() -> None:
-    draw = random.Random(2)
-    ranks = [{name: float(draw.randrange(100)) for name in draw.sample("abcd", 3)} for _ in range(7)]
-    whole = PhaseStatistics.over_ranks(ranks).to_dict()
-    for cut in range(8):
-        parts = PhaseStatistics.over_ranks(ranks[cut:]).merge(PhaseStatistics.over_ranks(ranks[:cut]))
-        assert parts.to_dict() == whole
+def test_one_rank_alone_is_no_matter_of_balance() -> None:
+    balance = Balance()
+    balance.add({0: 2.0})
+    assert str(balance) == ""

@@ -74,7 +74,7 @@ class AsyncTrainer(Trainer):
         self.seed = seed
         self.on_divergence = on_divergence
         self.recorder = recorder or Recorder()
-        self.timer = Timer()
+        self.timer = Timer(spans=server.host.spans)
         self._latency = latency_of(self.config.latency) or Latency()
         self._now = 0.0
         self._dispatched = 0

@@ -20,7 +20,7 @@ from federation.errors import ConfigError, RoundError
 from federation.infra.checkpoint import Snapshot
 from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
-from federation.infra.timer import Timer
+from federation.infra.timer import Balance, Timer
 from federation.node.round import Fitted, Plan, check_problems, check_updates
 from federation.node.server import ServerNode
 
@@ -55,7 +55,8 @@ class DefaultTrainer(Trainer):
         self.reduction = reduction
         self.on_divergence = on_divergence
         self.recorder = recorder or Recorder()
-        self.timer = Timer()
+        self.timer = Timer(spans=server.host.spans)
+        self.balance = Balance()
         self._cohorts = Cohorts(self.config, seed)
         self._compression = Compression(self.config.compression.codec, self.config.compression.fraction)
         self._fit_config = dict(fit_config or {})
@@ -166,8 +167,9 @@ class DefaultTrainer(Trainer):
     def _seconds(self, fitted: Fitted) -> dict[str, float]:
         """Seconds by phase on this rank, and the longest and the mean fit over the ranks that trained."""
         ranks = set(fitted.ranks.values())
-        trained = [seconds for rank, seconds in fitted.seconds.items() if rank in ranks]
-        return {**self.timer.take(), "fit_max": max(trained), "fit_mean": sum(trained) / len(trained)}
+        trained = {rank: seconds for rank, seconds in fitted.seconds.items() if rank in ranks}
+        self.balance.add(trained)
+        return {**self.timer.take(), "fit_max": max(trained.values()), "fit_mean": sum(trained.values()) / len(trained)}
 
     async def checkpoint(self, number: int) -> None:
         """Save a checkpoint if one is due, the state of clients on other ranks included."""

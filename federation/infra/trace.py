@@ -1,0 +1,82 @@
+"""Where each rank spends its time, as a timeline for Perfetto (ui.perfetto.dev) or Chrome (chrome://tracing)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Something that took time: since when (seconds since 1970, by the clock of its machine), for how long, and for whom."""
+
+    name: str
+    began: float
+    seconds: float
+    who: str = ""
+
+
+class Spans:
+    """Those of one rank, until somebody takes them. Where they are not `wanted`, nothing is kept. For any thread."""
+
+    def __init__(self, wanted: bool = False) -> None:
+        self.wanted = wanted
+        self._kept: list[Span] = []
+
+    @contextmanager
+    def span(self, name: str, who: str = "") -> Iterator[None]:
+        """Keep the time of the block, also where it raises."""
+        if not self.wanted:
+            yield
+            return
+        began, start = time.time(), time.perf_counter()
+        try:
+            yield
+        finally:
+            self._kept.append(Span(name, began, time.perf_counter() - start, who))
+
+    def add(self, name: str, seconds: float) -> None:
+        """Keep `seconds` that end now."""
+        if self.wanted:
+            self._kept.append(Span(name, time.time() - seconds, seconds))
+
+    def take(self) -> list[Span]:
+        """What was kept since the last call."""
+        taken, self._kept = self._kept, []
+        return taken
+
+
+class TraceFile:
+    """A file in the trace event format: a JSON array, an event a line, which viewers read without its end as well."""
+
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        """A new file, or the old one to go on with."""
+        before = path.read_text().rstrip().removesuffix("]").rstrip().rstrip(",") if resume and path.exists() else ""
+        self._file = path.open("w")
+        self._file.write(before or "[")
+        self._is_first = not before or before == "["
+        self._known: set[int] = set()
+
+    def write(self, rank: int, spans: Sequence[Span]) -> None:
+        """Spans of one rank."""
+        if rank not in self._known:
+            self._known.add(rank)
+            self._event({"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}})
+        for span in spans:
+            self._event({"name": span.name, "ph": "X", "pid": rank, "tid": 0, "ts": round(1e6 * span.began, 3),
+                         "dur": round(1e6 * span.seconds, 3), **({"args": {"client": span.who}} if span.who else {})})
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the array."""
+        if not self._file.closed:
+            self._file.write("\n]\n")
+            self._file.close()
+
+    def _event(self, event: dict[str, object]) -> None:
+        self._file.write(("\n" if self._is_first else ",\n") + json.dumps(event))
+        self._is_first = False
