@@ -21,7 +21,10 @@ def stream(seed: int, purpose: str, round: int = 0, client: str | int = "") -> n
     Raises TypeError where `seed` or `round` is not an integer.
     """
     digest = _digest("stream", seed, purpose, round, client)
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(int.from_bytes(digest, "little"))))
+    # Its words are what SeedSequence makes of the number, but that it leaves out a last word of zero.
+    words = np.frombuffer(digest, "<u4").astype(np.uint32)
+    number = words if words[-1] else int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(number)))
 
 
 def stream_seed(seed: int, purpose: str, round: int = 0, client: str | int = "") -> int:
@@ -40,9 +43,7 @@ def _digest(use: str, seed: int, purpose: str, round: int, client: str | int) ->
         raise TypeError(f"client must be text or an integer, not {client!r}")
     if not isinstance(purpose, str):
         raise TypeError(f"purpose must be text, not {purpose!r}")
-    digest = hashlib.sha256()
     who = client if isinstance(client, str) else str(operator.index(client))
-    for part in ("federation", use, str(operator.index(seed)), purpose, str(operator.index(round)), who):
-        text = part.encode()
-        digest.update(len(text).to_bytes(8, "little") + text)  # the length keeps ("a", "bc") apart from ("ab", "c")
-    return digest.digest()
+    parts = [part.encode() for part in ("federation", use, str(operator.index(seed)), purpose, str(operator.index(round)), who)]
+    # The length keeps ("a", "bc") apart from ("ab", "c").
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "little") + part for part in parts)).digest()

@@ -25,6 +25,9 @@ class DefaultLearner(SteppedLearner):
     the gradient come after it.
 
     `precision`: of the passes through a torch model in training, by torch.autocast; evaluation is in the model's own.
+    `compile`: those passes as one function, by torch.compile: faster, from a first step on that takes seconds to minutes; the
+    same bits on all ranks of like machines, but others than without. Small batches are filled up with samples of weight 0, so
+    BatchNorm is refused. Needs a C++ compiler.
     `device`, for torch models: "cuda" is the GPU of this process's rank on its host, "auto" the same where there is one
     and else the CPU, "cuda:N" that one. The same bits everywhere are a promise of the CPU.
 

@@ -55,6 +55,7 @@ class SteppedSettings(TypedDict, total=False):
     lr_gamma: float
     lr_floor: float
     precision: Precision
+    compile: bool
     device: str
 
 
@@ -99,7 +100,8 @@ class SteppedLearner(Learner):
                  loss: Literal["auto", "cross_entropy", "mse"] = "auto",
                  lr_schedule: Literal["constant", "step", "cosine"] = "constant", lr_rounds: int | None = None,
                  lr_warmup_rounds: int = 0, lr_step_rounds: int | None = None, lr_gamma: float = 0.1,
-                 lr_floor: float = 0.0, precision: Precision = "float32", device: str = "cpu") -> None:
+                 lr_floor: float = 0.0, precision: Precision = "float32", compile: bool = False,
+                 device: str = "cpu") -> None:
         super().__init__(model, data)
         if not hasattr(model, "make_steps"):
             raise ConfigError(f"{type(self).__name__} trains models with make_steps (model.torch.*, model.numpy.linear), "
@@ -107,7 +109,8 @@ class SteppedLearner(Learner):
         self._stepped = cast(SteppedModel, model)
         self._steps = self._stepped.make_steps()
         self._fit_settings = FitSettings(local_epochs, local_steps, batch_size, client_lr)
-        self._step_settings = StepSettings(optimizer, client_lr, momentum, weight_decay, loss, clip_norm, precision, device)
+        self._step_settings = StepSettings(optimizer, client_lr, momentum, weight_decay, loss, clip_norm, precision, device,
+                                           batch_size if compile else None)
         self._schedule = Schedule(lr_schedule, lr_rounds, lr_warmup_rounds, lr_step_rounds, lr_gamma, lr_floor)
         problems = [*self._fit_settings.problems(), *self._schedule.problems(),
                     *choice_problem("optimizer", optimizer, ("sgd", "adam")),
@@ -200,6 +203,8 @@ class SteppedLearner(Learner):
         step_settings = self._step_settings
         if settings.client_lr != step_settings.client_lr:
             step_settings = replace(step_settings, client_lr=settings.client_lr)
+        if step_settings.compiled_for is not None and step_settings.compiled_for != settings.batch_size:
+            step_settings = replace(step_settings, compiled_for=settings.batch_size)
         return Task(data, settings, step_settings, smallest, metrics)
 
     def _batches(self, count: int, least: int, settings: FitSettings, purpose: str = "") -> Iterator[np.ndarray]:

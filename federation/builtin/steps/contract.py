@@ -31,6 +31,7 @@ class StepSettings:
     optimiser moves. `momentum` is for SGD alone.
 
     precision: of the passes through the model in training; parameters, gradients and evaluation keep the model's own.
+    compiled_for: the most samples of a step, where the passes through the model are to be compiled; None: they are not.
     device: "cpu", "cuda:N", or "cuda" and "auto", which choose (see federation.builtin.steps.device).
     """
 
@@ -42,6 +43,7 @@ class StepSettings:
     clip_norm: float | None = None
     precision: Precision = "float32"
     device: str = "cpu"
+    compiled_for: int | None = None
 
     def loss_for(self, y: np.ndarray) -> Loss:
         """The loss for targets `y`: "auto" is cross_entropy for integers, which are class labels, and mse for floats.

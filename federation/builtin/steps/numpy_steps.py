@@ -34,6 +34,8 @@ class NumpySteps:
         found = []
         if settings.precision != "float32":
             found.append(f"precision={settings.precision!r} is for torch models; model.numpy.linear trains in float32")
+        if settings.compiled_for is not None:
+            found.append("compile=True is for torch models")
         if settings.device not in ("auto", "cpu"):
             found.append(f"device={settings.device!r} is for torch models; model.numpy.linear trains on the cpu")
         return found

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from federation.builtin.steps.compiled import CompiledGradients
 from federation.builtin.steps.contract import Correction, Loss, StepSettings, wrong_outputs
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
@@ -41,8 +42,10 @@ class TorchSteps:
     def __init__(self, model: TorchModel) -> None:
         self._model = model
         self._copies: dict[torch.device, DeviceCopy] = {}
+        self._named: dict[nn.Module, list[tuple[str, nn.Parameter]]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self._optimizers: dict[str, Optimizer] = {}
+        self._compiled: dict[tuple[int, Loss, int, str], CompiledGradients] = {}
         self._normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.module.modules())
         self._smallest: dict[tuple[int, ...], int] = {}
 
@@ -61,9 +64,15 @@ class TorchSteps:
             device = self._device(settings)
         except ConfigError as error:
             return [problem.removeprefix("learner_config: ") for problem in error.problems]
+        found = []
         if settings.precision == "float16" and device.type == "cpu":
-            return ["precision='float16' is for GPUs, and this trains on the cpu: use bfloat16 or float32"]
-        return []
+            found.append("precision='float16' is for GPUs, and this trains on the cpu: use bfloat16 or float32")
+        if settings.compiled_for is not None and settings.precision == "float16":
+            found.append("compile=True works in float32 and bfloat16")
+        if settings.compiled_for is not None and self._normalises:
+            found.append("compile=True fills up small batches, which BatchNorm would average over; use a model without it "
+                         "(GroupNorm), or leave compile out")
+        return found
 
     @contextmanager
     def training(self, data: ClientData, settings: StepSettings, seed: int, correction: Correction | None = None,
@@ -102,7 +111,8 @@ class TorchSteps:
     @contextmanager
     def _session(self, module: nn.Module, device: torch.device, data: ClientData, settings: StepSettings, seed: int,
                  correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[TorchSession]:
-        module.train()
+        if not module.training:  # which goes through all of its parts
+            module.train()
         self._find_parameters(module)
         optimizer = self._optimizer(settings.optimizer)
         optimizer.begin(settings)
@@ -112,8 +122,9 @@ class TorchSteps:
                     velocity.copy_(as_tensor(momentum[name]))
         kind = settings.loss_for(data.y)
         samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
+        compiled = self._compiled_gradients(module, settings, kind)
         with private_randomness(seed, device), torch.enable_grad():
-            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets)
+            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets, compiled)
 
     def _device(self, settings: StepSettings) -> torch.device:
         """Where to train; a launcher's variables say which GPU is this rank's."""
@@ -132,7 +143,8 @@ class TorchSteps:
     def _inputs(self, x: np.ndarray) -> torch.Tensor:
         """Samples in the model's floating-point dtype; float32 ones share the array's memory."""
         samples = as_tensor(x)
-        dtype = next((parameter.dtype for parameter in self._model.module.parameters()), samples.dtype)
+        named = self._all_parameters(self._model.module)
+        dtype = named[0][1].dtype if named else samples.dtype
         return samples.to(dtype) if samples.is_floating_point() and dtype.is_floating_point else samples
 
     def _optimizer(self, name: str) -> Optimizer:
@@ -142,12 +154,30 @@ class TorchSteps:
             self._optimizers[name] = Adam(parameters) if name == "adam" else Sgd(parameters)
         return self._optimizers[name]
 
+    def _compiled_gradients(self, module: nn.Module, settings: StepSettings, kind: Loss) -> CompiledGradients | None:
+        """Those of this module, kind of loss and size of batch, made once."""
+        if settings.compiled_for is None or not self._parameters:
+            return None
+        key = id(module), kind, settings.compiled_for, settings.precision
+        if key not in self._compiled:
+            detached = {name: parameter.detach() for name, parameter in self._parameters.items()}
+            self._compiled[key] = CompiledGradients(module, detached, kind, settings.compiled_for,
+                                                    _LOW_PRECISION.get(settings.precision))
+        return self._compiled[key]
+
     def _find_parameters(self, module: nn.Module) -> None:
         """The trainable parameters as of now: a user may freeze some between rounds."""
-        named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        named = {name: parameter for name, parameter in self._all_parameters(module) if parameter.requires_grad}
         if list(map(id, named.values())) != list(map(id, self._parameters.values())):
             self._parameters = named
             self._optimizers.clear()
+            self._compiled.clear()
+
+    def _all_parameters(self, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """Those of a module, looked for once: a TorchModel's do not change."""
+        if module not in self._named:
+            self._named[module] = list(module.named_parameters())
+        return self._named[module]
 
     def _trains_on_one(self, x: np.ndarray) -> bool:
         module, before = self._model.module, self._model.get_weights()
@@ -167,8 +197,9 @@ class TorchSession:
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer,
                  settings: StepSettings, kind: Loss, correction: Correction | None, x: torch.Tensor,
-                 y: torch.Tensor) -> None:
+                 y: torch.Tensor, compiled: CompiledGradients | None = None) -> None:
         self._module = module
+        self._compiled = compiled
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._optimizer = optimizer
@@ -186,9 +217,14 @@ class TorchSession:
 
     def step(self, batch: np.ndarray) -> None:
         """See Session."""
-        chosen = torch.from_numpy(batch).to(self._x.device)
-        loss = loss_of(self._scores(self._x.index_select(0, chosen)), self._y.index_select(0, chosen), self._kind)
-        gradients = self._gradients(loss) if self._parameters else []
+        chosen = torch.from_numpy(batch if self._compiled is None else self._compiled.filled(batch)).to(self._x.device)
+        x, y = self._x.index_select(0, chosen), self._y.index_select(0, chosen)
+        gradients: Sequence[torch.Tensor | None] | None
+        if self._compiled is not None:
+            gradients, loss = self._compiled(x, y, len(batch))
+        else:
+            loss = loss_of(self._scores(x), y, self._kind)
+            gradients = self._gradients(loss) if self._parameters else []
         if gradients is not None:
             self._optimizer.step(gradients if self._adjust is None else self._adjust(gradients))
             self.num_steps += 1
