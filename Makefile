@@ -44,7 +44,7 @@ check: lint types imports  ## lint, types and imports
 bench: install  ## the quick benchmarks, as tables
 	$(BIN)/python benchmarks/bench_kernels.py
 	$(BIN)/python benchmarks/bench_local_step.py
-	$(BIN)/python benchmarks/bench_round.py
+	$(BIN)/python benchmarks/bench_overhead.py
 	$(BIN)/python benchmarks/bench_columnwise.py
 
 docs: install  ## the reference pages that are made from the code

@@ -1,6 +1,6 @@
 """What a round costs beyond local training: 10 clients, the 784-200-10 MLP (159,010 parameters), one process.
 
-    python benchmarks/bench_round.py [--json] [--rounds 60] [--repeats 5]
+    python benchmarks/bench_overhead.py [--json] [--rounds 60] [--repeats 5]
 
 Work as in the usual overhead benchmark: 60 samples a client, batches of 20, one local epoch, SGD, exact reduction.
 Three loops over the same clients, alternating in one run, medians over repeats:
