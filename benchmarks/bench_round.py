@@ -44,7 +44,7 @@ def ours(mode: str, work: str) -> list[float]:
     """A run of this project."""
     given = WORKLOADS[work]
     learner = ["components.learner=workloads:Scaling"] if work == "w3" else [
-        f"learner_config.batch_size={given.batch}", f"learner_config.client_lr={given.rate}",
+        "learner_config.local_epochs=1", f"learner_config.batch_size={given.batch}", f"learner_config.client_lr={given.rate}",
         *(["learner_config.compile=true"] if mode == "compiled" else []),
         *(["learner_config.precision=bfloat16"] if mode == "bf16" else [])]
     with tempfile.TemporaryDirectory() as folder:
