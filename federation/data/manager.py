@@ -23,6 +23,8 @@ SHARD_SIZE = 256
 #: Samples that models are measured on.
 Part = Literal["test", "validation"]
 
+_NONE = np.empty(0, np.int64)
+
 
 class DataManager:
     """The data of every client of a partition, and shards of the global test and validation sets.
@@ -95,7 +97,7 @@ class DataManager:
         """The data of client `index`; a new copy. `round` keys its random transforms."""
         samples = self.partition.client(index)
         sizes = int(self._own_test_sizes[index]), int(self._validation_sizes[index])
-        test = validation = np.empty(0, np.int64)
+        test = validation = _NONE
         if any(sizes):
             part = np.zeros(len(samples), np.int8)
             drawn = shuffled(stream(self._seed, "client_test", client=index), len(samples))
@@ -107,10 +109,14 @@ class DataManager:
         if self.test_partition is not None:
             test = self.test_partition.client(index)
             x_test, y_test = self.dataset.samples("test")
-        return ClientData(
-            transforms.train(take(x, samples), index, round), take(y, samples),
-            transforms.evaluate(take(x_test, test), index), take(y_test, test), self.dataset.num_classes,
-            transforms.evaluate(take(x, validation), index, "validation"), take(y, validation))
+        tested: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+        validated = tested
+        if len(test):
+            tested = transforms.evaluate(take(x_test, test), index), take(y_test, test)
+        if len(validation):
+            validated = transforms.evaluate(take(x, validation), index, "validation"), take(y, validation)
+        return ClientData(transforms.train(take(x, samples), index, round), take(y, samples), *tested,
+                          self.dataset.num_classes, *validated)
 
     def shards(self, part: Part, shard_size: int = SHARD_SIZE) -> list[range]:
         """The samples of the global set `part` in each shard; the last may be smaller, and there may be none."""

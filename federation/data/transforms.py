@@ -55,6 +55,7 @@ class Transforms:
         self._mean, self._std = _per_channel(mean, shape, "mean"), _per_channel(std, shape, "std")
         if (self._std <= 0).any():
             raise DataError(f"std: {std} must be above 0")
+        self._is_centred, self._is_divided = bool(self._mean.any()), bool((self._std != 1).any())
         self._num_clients, self._seed = num_clients, seed
 
     def train(self, x: np.ndarray, client: int, round: int) -> np.ndarray:
@@ -82,6 +83,8 @@ class Transforms:
         return x
 
     def _augmented(self, x: np.ndarray, client: int, round: int) -> np.ndarray:
+        if not (self._crop or self._flip):
+            return x
         rng = stream(self._seed, "augment", round, client)
         if self._crop and len(x):
             _crop(x, self._crop, below(rng, 2 * self._crop + 1, 2 * len(x)).reshape(-1, 2))
@@ -91,9 +94,9 @@ class Transforms:
         return x
 
     def _normalised(self, x: np.ndarray) -> np.ndarray:
-        if self._mean.any():
+        if self._is_centred:
             x -= self._mean
-        if (self._std != 1).any():
+        if self._is_divided:
             x /= self._std
         return x
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from federation.builtin.steps.compiled import CompiledGradients
 from federation.builtin.steps.contract import Correction, Loss, StepSettings, wrong_outputs
+from federation.builtin.steps.dense import DenseSteps
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
 from federation.builtin.steps.loss_scale import LossScale
@@ -46,6 +48,7 @@ class TorchSteps:
         self._parameters: dict[str, nn.Parameter] = {}
         self._optimizers: dict[str, Optimizer] = {}
         self._compiled: dict[tuple[int, Loss, int, str], CompiledGradients] = {}
+        self._dense: dict[tuple[int, Loss], DenseSteps | None] = {}
         self._normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.module.modules())
         self._smallest: dict[tuple[int, ...], int] = {}
 
@@ -99,7 +102,7 @@ class TorchSteps:
         with private_randomness(seed, device), torch.no_grad():
             for first in range(0, len(y), batch_size):
                 # A copy: a module may work in place on what it is given, and these are the client's own samples.
-                scores = module(samples[first:first + batch_size].clone())
+                scores = module(_laid_out(samples[first:first + batch_size].clone()))
                 wanted = targets[first:first + batch_size]
                 wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
                 loss += loss_of(wide, wanted, kind).item() * len(wanted)
@@ -122,9 +125,12 @@ class TorchSteps:
                     velocity.copy_(as_tensor(momentum[name]))
         kind = settings.loss_for(data.y)
         samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
-        compiled = self._compiled_gradients(module, settings, kind)
+        compiled = dense = None
+        if settings.compiled_for is not None and self._parameters:
+            dense = self._dense_steps(module, settings, kind) if correction is None else None
+            compiled = self._compiled_gradients(module, settings, settings.compiled_for, kind) if dense is None else None
         with private_randomness(seed, device), torch.enable_grad():
-            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets, compiled)
+            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets, compiled, dense)
 
     def _device(self, settings: StepSettings) -> torch.device:
         """Where to train; a launcher's variables say which GPU is this rank's."""
@@ -154,15 +160,22 @@ class TorchSteps:
             self._optimizers[name] = Adam(parameters) if name == "adam" else Sgd(parameters)
         return self._optimizers[name]
 
-    def _compiled_gradients(self, module: nn.Module, settings: StepSettings, kind: Loss) -> CompiledGradients | None:
-        """Those of this module, kind of loss and size of batch, made once."""
-        if settings.compiled_for is None or not self._parameters:
+    def _dense_steps(self, module: nn.Module, settings: StepSettings, kind: Loss) -> DenseSteps | None:
+        """Steps that are written out, where there are any for this network and these settings; looked for once."""
+        if settings != replace(StepSettings(), client_lr=settings.client_lr, loss=settings.loss, device=settings.device,
+                               compiled_for=settings.compiled_for):
             return None
-        key = id(module), kind, settings.compiled_for, settings.precision
+        key = id(module), kind
+        if key not in self._dense:
+            self._dense[key] = DenseSteps.find(module, list(self._parameters.values()), kind)
+        return self._dense[key]
+
+    def _compiled_gradients(self, module: nn.Module, settings: StepSettings, largest: int, kind: Loss) -> CompiledGradients:
+        """Those of this module, kind of loss and size of batch, made once."""
+        key = id(module), kind, largest, settings.precision
         if key not in self._compiled:
             detached = {name: parameter.detach() for name, parameter in self._parameters.items()}
-            self._compiled[key] = CompiledGradients(module, detached, kind, settings.compiled_for,
-                                                    _LOW_PRECISION.get(settings.precision))
+            self._compiled[key] = CompiledGradients(module, detached, kind, largest, _LOW_PRECISION.get(settings.precision))
         return self._compiled[key]
 
     def _find_parameters(self, module: nn.Module) -> None:
@@ -172,6 +185,7 @@ class TorchSteps:
             self._parameters = named
             self._optimizers.clear()
             self._compiled.clear()
+            self._dense.clear()
 
     def _all_parameters(self, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """Those of a module, looked for once: a TorchModel's do not change."""
@@ -197,9 +211,10 @@ class TorchSession:
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer,
                  settings: StepSettings, kind: Loss, correction: Correction | None, x: torch.Tensor,
-                 y: torch.Tensor, compiled: CompiledGradients | None = None) -> None:
+                 y: torch.Tensor, compiled: CompiledGradients | None = None, dense: DenseSteps | None = None) -> None:
         self._module = module
-        self._compiled = compiled
+        self._compiled, self._dense = compiled, dense
+        self._rate = settings.client_lr
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._optimizer = optimizer
@@ -218,17 +233,8 @@ class TorchSession:
     def step(self, batch: np.ndarray) -> None:
         """See Session."""
         chosen = torch.from_numpy(batch if self._compiled is None else self._compiled.filled(batch)).to(self._x.device)
-        x, y = self._x.index_select(0, chosen), self._y.index_select(0, chosen)
-        gradients: Sequence[torch.Tensor | None] | None
-        if self._compiled is not None:
-            gradients, loss = self._compiled(x, y, len(batch))
-        else:
-            loss = loss_of(self._scores(x), y, self._kind)
-            gradients = self._gradients(loss) if self._parameters else []
-        if gradients is not None:
-            self._optimizer.step(gradients if self._adjust is None else self._adjust(gradients))
-            self.num_steps += 1
-        self._loss += loss.item() * len(batch)
+        x, y = _laid_out(self._x.index_select(0, chosen)), self._y.index_select(0, chosen)
+        self._loss += len(batch) * (self._dense_step(x, y) if self._dense is not None else self._step(x, y, len(batch)))
         self._count += len(batch)
 
     def mean_loss(self) -> float:
@@ -239,6 +245,24 @@ class TorchSession:
         """See Session."""
         velocities = self._optimizer.velocities if isinstance(self._optimizer, Sgd) else []
         return {name: as_array(velocity) for name, velocity in zip(self._names, velocities, strict=bool(velocities))}
+
+    def _dense_step(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        assert self._dense is not None
+        self.num_steps += 1
+        return self._dense.step(x, y, self._rate)
+
+    def _step(self, x: torch.Tensor, y: torch.Tensor, count: int) -> float:
+        """Down the gradient of the first `count` samples' loss, which is returned."""
+        gradients: Sequence[torch.Tensor | None] | None
+        if self._compiled is not None:
+            gradients, loss = self._compiled(x, y, count)
+        else:
+            loss = loss_of(self._scores(x), y, self._kind)
+            gradients = self._gradients(loss) if self._parameters else []
+        if gradients is not None:
+            self._optimizer.step(gradients if self._adjust is None else self._adjust(gradients))
+            self.num_steps += 1
+        return loss.item()
 
     def _scores(self, x: torch.Tensor) -> torch.Tensor:
         if self._low_precision is None:
@@ -254,6 +278,11 @@ class TorchSession:
             return torch.autograd.grad(loss, self._parameters, allow_unused=True)
         scaled = loss * self._scale.factor
         return self._scale.unscaled(torch.autograd.grad(scaled, self._parameters, allow_unused=True))
+
+
+def _laid_out(x: torch.Tensor) -> torch.Tensor:
+    """Images with the channels of a pixel side by side, as convolutions like them best; anything else as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def loss_of(scores: torch.Tensor, y: torch.Tensor, kind: Loss) -> torch.Tensor:

@@ -1,0 +1,125 @@
+"""Steps that are written out, against autograd's."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from federation.builtin import DefaultLearner, MLPModel
+from federation.builtin.models.torch_model import TorchModel
+from federation.builtin.steps.dense import DenseSteps
+from federation.core.learner import Context
+from federation.data.client_data import ClientData
+from federation.errors import ConfigError
+
+
+def network(*widths: int, flattens: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    parts: list[nn.Module] = [nn.Flatten()] if flattens else []
+    for before, after in itertools.pairwise(widths):
+        parts += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+@pytest.mark.parametrize("widths", [(6, 4), (6, 5, 4), (6, 8, 7, 5, 2), (6, 1), (6, 3, 1)])
+@pytest.mark.parametrize("flattens", [False, True])
+def test_the_steps_of_autograd_but_for_rounding(widths, flattens):
+    """Losses and parameters after twenty steps, in classification and regression."""
+    kind = "mse" if widths[-1] == 1 else "cross_entropy"
+    here, there = network(*widths, flattens=flattens), network(*widths, flattens=flattens)
+    steps = DenseSteps.find(here, list(here.parameters()), kind)
+    assert steps is not None
+    draws = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        x = torch.randn((7, 2, 3) if flattens else (7, 6), generator=draws)
+        y = torch.randn(7, generator=draws) if kind == "mse" else torch.randint(widths[-1], (7,), generator=draws)
+        scores = there(x)
+        loss = functional.mse_loss(scores[:, 0], y) if kind == "mse" else functional.cross_entropy(scores, y)
+        loss.backward()
+        assert steps.step(x, y, 0.1) == pytest.approx(loss.item(), rel=1e-5)
+        with torch.no_grad():
+            for parameter in there.parameters():
+                parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def hooked() -> nn.Module:
+    module = network(6, 5, 4)
+    module[0].register_forward_hook(lambda *_: None)
+    return module
+
+
+def shared() -> nn.Module:
+    module = network(6, 6, 6)
+    module[2].weight = module[0].weight
+    return module
+
+
+class Own(nn.Linear):
+    """Might do anything."""
+
+
+@pytest.mark.parametrize("make", [
+    hooked, shared, lambda: nn.Sequential(), lambda: nn.Linear(6, 4),
+    lambda: nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)),
+    lambda: nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4)),
+    lambda: nn.Sequential(nn.Linear(6, 4, bias=False)), lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
+    lambda: nn.Sequential(Own(6, 4)), lambda: nn.Sequential(nn.Linear(6, 4)).double(),
+    lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 4)),
+    lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 4)),
+], ids=["hook", "shared weights", "nothing", "no Sequential", "no ReLU", "Tanh", "no bias", "ReLU at the end", "own class",
+        "float64", "Dropout", "another Flatten"])
+def test_other_networks_are_left_to_autograd(make):
+    module = make()
+    assert DenseSteps.find(module, list(module.parameters()), "cross_entropy") is None
+
+
+def test_frozen_parameters_are_left_to_autograd():
+    module = network(6, 5, 4)
+    module[0].weight.requires_grad_(False)
+    assert DenseSteps.find(module, [part for part in module.parameters() if part.requires_grad], "cross_entropy") is None
+
+
+def make_data(count: int) -> ClientData:
+    draws = np.random.default_rng(0)
+    return ClientData(draws.normal(size=(count, 6)).astype(np.float32), draws.integers(0, 4, count))
+
+
+@pytest.mark.parametrize(("settings", "written_out"), [({}, True), ({"client_lr": 0.3}, True), ({"momentum": 0.9}, False),
+                                                       ({"weight_decay": 0.1}, False), ({"clip_norm": 1.0}, False),
+                                                       ({"optimizer": "adam"}, False), ({"precision": "bfloat16"}, False)])
+def test_when_a_learner_takes_them(monkeypatch, settings, written_out):
+    """With compile=True, and plain SGD; the model's weights are those that were moved."""
+    taken = []
+    step = DenseSteps.step
+    monkeypatch.setattr(DenseSteps, "step", lambda self, *given: (taken.append(1), step(self, *given))[1])
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model = TorchModel(network(6, 5, 4), (6,), 4)
+    start = model.get_weights()
+    learner = DefaultLearner(model, batch_size=8, compile=True, **settings)
+    learner.bind(make_data(20), Context())
+    result = learner.fit({})
+    assert len(taken) == (3 if written_out else 0)
+    assert not (result.weights.buffer == start.buffer).all()
+    assert result.metrics["train_loss"] == pytest.approx(1.4, abs=0.3)
+
+
+def test_the_models_of_this_package_are_such_networks():
+    model = MLPModel(6, 4)
+    assert DenseSteps.find(model.module, list(model.module.parameters()), "cross_entropy") is not None
+
+
+def test_outputs_that_do_not_fit_the_loss():
+    one, four = network(6, 1), network(6, 4)
+    x = torch.zeros(3, 6)
+    with pytest.raises(ConfigError, match="not 1"):
+        DenseSteps.find(one, list(one.parameters()), "cross_entropy").step(x, torch.zeros(3, dtype=torch.int64), 0.1)
+    with pytest.raises(ConfigError, match="not 4"):
+        DenseSteps.find(four, list(four.parameters()), "mse").step(x, torch.zeros(3), 0.1)
