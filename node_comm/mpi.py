@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from node_comm import mpi_recovery, mpi_thread
+    from node_comm.mpi_shared import SharedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +51,12 @@ END_SECONDS = 5.0
 _NOTHING = np.empty(0, np.uint8)
 
 
-def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES) -> MPITransport:
+def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES, *, share_memory: bool = True) -> MPITransport:
     """Join the world of all MPI ranks; to be called by every rank.
 
-    No MPI call moves more than `max_chunk_bytes` bytes (1 to 2^31 - 1; the smallest value of all ranks counts).
+    With `share_memory` (the same on all ranks), large reductions of a world on one machine go through shared memory, where
+    all ranks can open each other's. No MPI call moves more than `max_chunk_bytes` bytes (1 to 2^31 - 1; the smallest value
+    of all ranks counts).
     Raises Unavailable when mpi4py or the MPI library is missing or broken, or forbids calls from a second thread.
     """
     if not 1 <= max_chunk_bytes < 2**31:
@@ -67,7 +70,10 @@ def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES) -> MPITransport:
     mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, smallest, mpi.MIN)
     world = mpi.COMM_WORLD.Dup()  # its error handler is this transport's affair
     world.Set_errhandler(mpi.ERRORS_RETURN)
-    return MPITransport(world, [world.Dup() for _ in range(COMMUNICATORS)], int(smallest[0]))
+    comms = [world.Dup() for _ in range(COMMUNICATORS)]
+    from node_comm.mpi_shared import SharedMemory
+
+    return MPITransport(world, comms, int(smallest[0]), SharedMemory.probe(comms[1]) if share_memory else None)
 
 
 def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
@@ -146,7 +152,8 @@ class MPITransport(Transport):
     `launchers.survives_lost_ranks`), `max_chunk_bytes`.
     """
 
-    def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int) -> None:
+    def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int,
+                 shared: SharedMemory | None = None) -> None:
         from mpi4py import MPI
 
         from node_comm.mpi_collectives import Collectives
@@ -168,7 +175,8 @@ class MPITransport(Transport):
             comm.Set_errhandler(MPI.ERRORS_RETURN)
         self._agreed: mpi_recovery.Word | None = None  # what all ranks of this world have agreed on, at its end
         self._messages = Messages(messages, max_chunk_bytes)
-        self._collectives = Collectives(collectives, max_chunk_bytes)
+        self._shared = shared
+        self._collectives = Collectives(collectives, max_chunk_bytes, shared)
         self._exits = Collectives(exits, max_chunk_bytes)
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
@@ -230,10 +238,17 @@ class MPITransport(Transport):
     async def barrier(self) -> None:
         await self._collective(self._collectives.arrive(barrier_call()))
 
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """See Transport. On one machine, memory that the other ranks reduce where it lies."""
+        return super().allocate(shape, dtype) if self._shared is None else self._shared.allocate(shape, dtype)
+
     async def close(self) -> None:
         """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""
         if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
+        elif self._shared is not None:
+            shared, self._shared = self._shared, None
+            shared.close()
 
     async def finish(self) -> None:
         """See Transport: nobody leaves a recoverable world before all agree that none is lost."""

@@ -18,6 +18,7 @@ from node_comm.agreement import Call, disagreement
 from node_comm.arrays import Description
 from node_comm.errors import BufferMismatch
 from node_comm.mpi_messages import completed, pieces
+from node_comm.mpi_shared import SMALLEST, SharedMemory, gathered
 from node_comm.mpi_thread import Operation
 
 #: Reduce in pieces of so many bytes, which stay in cache: up to 4 times faster than one call at 3 and 4 ranks.
@@ -39,8 +40,10 @@ class Collectives:
     BufferMismatch, nothing is moved, and the communicator stays usable. Arrays are flat: uint8, but for `reduce`.
     """
 
-    def __init__(self, comm: MPI.Intracomm, max_chunk_bytes: int) -> None:
+    def __init__(self, comm: MPI.Intracomm, max_chunk_bytes: int, shared: SharedMemory | None = None) -> None:
+        """`shared`: the memory of the ranks, where all are on one machine; it uses `comm` as well."""
         self._comm = comm
+        self._shared = shared
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
         self._max_chunk_bytes = max_chunk_bytes
@@ -63,6 +66,9 @@ class Collectives:
     def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root, which may be `flat` itself."""
         yield from self.arrive(call)
+        if self._shared is not None and flat.nbytes >= SMALLEST:
+            yield from self._shared.reduce(call, flat, out)
+            return
         kind, operation = _TYPES[flat.dtype], _OPERATIONS[call.operation]
         length = max(1, min(REDUCE_PIECE_BYTES, self._max_chunk_bytes) // flat.itemsize)
         if out is None:
@@ -103,14 +109,8 @@ class Collectives:
 
     def _refuse(self, call: Call) -> None:
         """All ranks are here and know that something is wrong: see all calls, and raise."""
-        mine = np.frombuffer(msgspec.msgpack.encode(call), np.uint8)
-        lengths = np.empty(self._size, np.int64)
-        self._comm.Allgather(np.array([mine.size], np.int64), lengths)
-        starts = np.cumsum(lengths) - lengths
-        together = np.empty(lengths.sum(), np.uint8)
-        self._comm.Allgatherv([mine, MPI.BYTE], [together, lengths, starts, MPI.BYTE])
-        calls = [msgspec.msgpack.decode(part.tobytes(), type=Call) for part in np.split(together, starts[1:])]
-        raise BufferMismatch(disagreement(calls))
+        calls = gathered(self._comm, msgspec.msgpack.encode(call))
+        raise BufferMismatch(disagreement([msgspec.msgpack.decode(each, type=Call) for each in calls]))
 
     def _exchange(self, outgoing: Mapping[int, np.ndarray], incoming: Mapping[int, np.ndarray]) -> Operation[None]:
         """Move bytes between ranks, straight from and into their arrays.

@@ -38,12 +38,9 @@ from node_comm.frames import (
 from node_comm.mailbox import Mailbox
 from node_comm.meetings import COORDINATOR, Meeting, Meetings
 from node_comm.queues import MAX_FRAME, Queues
-from node_comm.reduction import combine
+from node_comm.reduction import combine, slice_of
 from node_comm.segments import Location, Mappings, Segment, SegmentPool, offsets, view
 from node_comm.transport import Operation, Received, Transport
-
-#: Elements at whose multiples a reduction is cut into slices; whatever is shorter than one, the root combines alone.
-SLICE = 1 << 15
 
 _FRAME_OVERHEAD = 160  # bytes of a Post beside its header and payload, generously
 
@@ -370,10 +367,3 @@ class ProcessTransport(Transport):
 
     def _gone(self) -> Disconnected:
         return Disconnected(f"rank {self.rank} has closed its transport")
-
-
-def slice_of(count: int, index: int, size: int) -> tuple[int, int]:
-    """Begin and end of the slice of `count` elements that worker `index` of `size` combines; the first gets most."""
-    units = -(-count // SLICE)
-    begin, end = (-(-units * at // size) * SLICE for at in (index, index + 1))
-    return min(begin, count), min(end, count)

@@ -11,6 +11,9 @@ from node_comm.transport import Operation
 #: Bytes of a block: it must fit the second-level cache together with a block of one more array.
 BLOCK_BYTES = 1 << 18
 
+#: Elements at whose multiples a reduction is cut into slices; whatever is shorter than one, the root combines alone.
+SLICE = 1 << 15
+
 _COMBINE: dict[Operation, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
 
@@ -32,3 +35,9 @@ def combine(parts: Sequence[np.ndarray], out: np.ndarray, operation: Operation) 
             ufunc(partial, part[begin:end], out=partial)
         if block is not None:
             np.copyto(out[begin:end], partial)
+
+def slice_of(count: int, index: int, size: int) -> tuple[int, int]:
+    """Begin and end of the slice of `count` elements that worker `index` of `size` combines; the first gets most."""
+    units = -(-count // SLICE)
+    begin, end = (-(-units * at // size) * SLICE for at in (index, index + 1))
+    return min(begin, count), min(end, count)

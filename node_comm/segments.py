@@ -15,7 +15,7 @@ import os
 import tempfile
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 import numpy as np
@@ -170,6 +170,11 @@ class SegmentPool:
         """An array in a segment that is lent at present."""
         return view(self._lent[location.number].memory, location.offset, description)
 
+    @property
+    def numbers(self) -> list[int]:
+        """Of all segments that there are."""
+        return [*(segment.number for segment in self._idle), *self._lent, *self._allocated]
+
     def close(self) -> None:
         """Close every segment; arrays from `allocate` stay valid."""
         for segment in [*self._idle, *self._lent.values(), *(entry.segment for entry in self._allocated.values())]:
@@ -210,6 +215,11 @@ class Mappings:
     def forget(self, owner: int, number: int) -> None:
         """A segment is gone."""
         self._mapped.pop((owner, number), None)
+
+    def keep(self, owner: int, numbers: Collection[int]) -> None:
+        """All but these segments of a rank are gone."""
+        for key in [key for key in self._mapped if key[0] == owner and key[1] not in numbers]:
+            del self._mapped[key]
 
     def forget_owner(self, owner: int) -> None:
         """A rank is gone."""

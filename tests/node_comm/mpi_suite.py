@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -214,3 +215,60 @@ def test_shared_folder_comes_from_rank_0(mpi_tmp_path: Path) -> None:
     MPI.COMM_WORLD.Barrier()
     assert len(list(mpi_tmp_path.iterdir())) == MPI.COMM_WORLD.Get_size()
     MPI.COMM_WORLD.Barrier()
+
+
+@pytest.mark.parametrize("share_memory", [True, False])
+@pytest.mark.parametrize("dtype", ["<i8", "<f4", "|u1"])
+def test_large_reductions(share_memory: bool, dtype: str) -> None:
+    """In memory that is shared, and through MPI: arrays of the transport's own and of others, into any kind of place."""
+    async def main() -> None:
+        transport = mpi.connect(share_memory=share_memory)
+        count, kind = 700_001, np.dtype(dtype)
+
+        def values(rank: int) -> np.ndarray:
+            return (np.arange(count) * (rank + 1) % 50).astype(kind)
+
+        parts = [values(rank) for rank in range(transport.size)]
+        for root in range(transport.size):
+            is_root = transport.rank == root
+            for operation, expected in (("sum", sum(parts[1:], parts[0])), ("max", np.maximum.reduce(parts))):
+                for own in (transport.allocate((count,), kind), np.empty(count, kind)):
+                    for out in (transport.allocate((count,), kind), np.empty(count, kind), own):
+                        own[:] = values(transport.rank)
+                        await transport.reduce(own, out if is_root else None, root, operation)
+                        if is_root:
+                            assert (out == expected).all()
+                        if not is_root or out is not own:
+                            assert (own == values(transport.rank)).all()
+        wide = transport.allocate((count + 8,), kind)
+        wide[:count] = values(transport.rank)
+        await transport.reduce(wide[:count], wide[8:] if transport.rank == 0 else None)
+        if transport.rank == 0:
+            assert (wide[8:] == sum(parts[1:], parts[0])).all()
+        await transport.close()
+        wide[:] = 1  # valid after the transport as well
+
+    asyncio.run(main())
+
+
+def test_shared_memory_is_given_back() -> None:
+    """Counted: a hundred reductions of arrays that come and go leave no more mapped, and no more open files, than ten."""
+    async def main(transport: MPITransport) -> None:
+        def held() -> tuple[int, int]:
+            maps = Path("/proc/self/maps").read_text().count("node_comm rank")
+            return maps, sum("node_comm rank" in os.readlink(entry) for entry in Path("/proc/self/fd").iterdir()
+                             if entry.is_symlink())
+
+        counts = []
+        for number in range(100):
+            array = transport.allocate((200_000 + 10_000 * (number % 7),), np.dtype(np.int64))
+            array[:] = transport.rank
+            await transport.reduce(array, array if transport.rank == 0 else None)
+            if transport.rank == 0:
+                assert array[-1] == sum(range(transport.size))
+            del array
+            counts.append(held())
+        assert max(counts[20:]) <= max(counts[5:20])
+        await transport.barrier()
+
+    on_this_rank(main)

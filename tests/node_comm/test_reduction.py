@@ -7,8 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from node_comm.process_transport import SLICE, slice_of
-from node_comm.reduction import BLOCK_BYTES, combine
+from node_comm.reduction import BLOCK_BYTES, SLICE, combine, slice_of
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, BLOCK_BYTES // 8, BLOCK_BYTES // 8 + 1, 100_003])
