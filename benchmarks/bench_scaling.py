@@ -29,22 +29,29 @@ from federation import EvalResult, Learner, Model, TrainResult
 from federation.core.weights import Weights
 
 HERE = Path(__file__).resolve().parent
+TOUCHING = ("components.model=bench_scaling:Numbers", "components.learner=bench_scaling:Touch", "mode=serial",
+            "data.dataset=bench_scaling:points")
 
 
 class Numbers(Model):
     """`count` float32."""
 
     def __init__(self, count: int = 100) -> None:
-        self.weights = Weights.of({"w": np.ones(count, np.float32)})
-        self.weights.borrowed = True
+        self._weights = Weights.of({"w": np.ones(count, np.float32)})
+        self._weights.borrowed = True
+
+    @property
+    def weights(self) -> Weights:
+        """The live weights."""
+        return self._weights
 
     def get_weights(self) -> Weights:
         """A copy."""
-        return self.weights.copy()
+        return self._weights.copy()
 
     def set_weights(self, weights: Any) -> None:
         """Overwrite all."""
-        self.weights.copy_from(weights)
+        self._weights.copy_from(weights)
 
 
 class Touch(Learner):
@@ -61,9 +68,9 @@ class Touch(Learner):
         return EvalResult(0)
 
 
-def points() -> tuple[np.ndarray, np.ndarray]:
-    """For data.dataset: a sample for each of a million clients."""
-    return np.zeros((1_000_000, 1), np.float32), np.arange(1_000_000) % 2
+def points(count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """For data.dataset: as many samples as there are clients."""
+    return np.zeros((count, 1), np.float32), np.arange(count) % 2
 
 
 def run(*settings: str) -> tuple[float, float]:
@@ -108,9 +115,8 @@ def clients() -> dict[str, Any]:
     """From 100 to a million."""
     found: dict[str, Any] = {}
     for power in range(2, 7):
-        taken, memory = run("components.model=bench_scaling:Numbers", "components.learner=bench_scaling:Touch", "mode=serial",
-                            "data.dataset=bench_scaling:points", f"num_clients={10**power}", "trainer_config.cohort_size=100",
-                            "trainer_config.max_rounds=12")
+        taken, memory = run(*TOUCHING, f"data.dataset_config.count={10**power}", f"num_clients={10**power}",
+                            "trainer_config.cohort_size=100", "trainer_config.max_rounds=12")
         found[f"10^{power} clients"] = taken, memory
         print(f"| 10^{power} clients, 100 in a round | {taken:.1f} ms | {memory:.0f} MB |", flush=True)
     return found
@@ -120,8 +126,7 @@ def parameters() -> dict[str, Any]:
     """From ten thousand to a hundred million."""
     found: dict[str, Any] = {}
     for power in range(4, 9):
-        taken, memory = run("components.model=bench_scaling:Numbers", "components.learner=bench_scaling:Touch", "mode=serial",
-                            "data.dataset=bench_scaling:points", f"model_config.count={10**power}", "num_clients=4",
+        taken, memory = run(*TOUCHING, "data.dataset_config.count=4", f"model_config.count={10**power}", "num_clients=4",
                             "trainer_config.max_rounds=8")
         found[f"10^{power} parameters"] = taken, memory
         print(f"| 10^{power} parameters, 4 clients | {taken:.1f} ms | {memory:.0f} MB |", flush=True)
