@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 RUN = ["num_clients=20", "data.partitioner=dirichlet", "data.partitioner_config.alpha=0.3",
@@ -56,3 +58,36 @@ def test_a_world_of_one(launch, arguments):
 
 def test_another_seed_gives_other_bits(launch, reference):
     assert launch(mode="serial", settings=[*RUN[:-1], "seed=4"]).result != serial(launch, reference)
+
+
+#: A sum that is large enough for the memory that MPI ranks share, and a trace, which changes nothing.
+WIDE = [*RUN, "components.model=model.torch.mlp", "model_config.hidden_sizes=[800]", "trainer_config.max_rounds=3",
+        "num_workers=2", "timer.trace=true"]
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_wide_network_and_its_timeline(launch, compiled):
+    """Serial, in worker processes and under mpirun; the trace has what each rank did, and the summary how evenly."""
+    settings = [*WIDE, f"learner_config.compile={compiled}"]
+    alone = launch(mode="serial", settings=settings)
+    assert alone.summary["balance"] == ""
+    for world in (dict(mode="parallel"), dict(ranks=2), dict(ranks=4)):
+        run = launch(settings=settings, **world)
+        assert run.result == alone.result
+        events = [event for event in json.loads((run.folder / "trace.json").read_text()) if event["ph"] == "X"]
+        ranks = range(run.summary["world_size"])
+        assert {event["pid"] for event in events} == set(ranks)
+        for rank in ranks[1:]:
+            names = {event["name"] for event in events if event["pid"] == rank}
+            assert {"broadcast", "train", "load", "fit", "add", "reduce", "evaluate", "idle"} <= names
+        trained = [event["args"]["client"] for event in events if event["name"] == "fit" and event["pid"]]
+        assert len(trained) == 3 * 8
+        if len(ranks) > 2:
+            assert run.summary["balance"].startswith("parallel efficiency ")
+
+
+def test_compiled_steps_are_others(launch):
+    """Else the test above would prove nothing of them."""
+    digests = {launch(mode="serial", settings=[*WIDE, f"learner_config.compile={compiled}"]).result[0]
+               for compiled in ("false", "true")}
+    assert len(digests) == 2
