@@ -12,7 +12,8 @@ import pytest
 from tests.mpi_helper import ROOT
 
 
-@pytest.mark.parametrize("mode", ["serial", "parallel", "mpi"])
+# Not with "mpi" for a name: pytest-mpi would take it for its mark, and skip the test.
+@pytest.mark.parametrize("mode", ["serial", "parallel", "mpi"], ids=["alone", "workers", "under mpirun"])
 def test_nothing_grows(tmp_path: Path, mode: str) -> None:
     """S-LIFE-07: 500 rounds, looked at after 50 and at the end; the benchmark does it for 10,000. A record for each round."""
     subprocess.run([sys.executable, "benchmarks/bench_long_run.py", "--rounds", "500", "--modes", mode, "--json",
