@@ -114,8 +114,7 @@ class TorchSteps:
     @contextmanager
     def _session(self, module: nn.Module, device: torch.device, data: ClientData, settings: StepSettings, seed: int,
                  correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[TorchSession]:
-        if not module.training:  # which goes through all of its parts
-            module.train()
+        module.train()  # also where it is in training itself: a part of it may not be
         self._find_parameters(module)
         optimizer = self._optimizer(settings.optimizer)
         optimizer.begin(settings)
