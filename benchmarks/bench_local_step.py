@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+from workloads import flattened
 
 from federation.builtin import DefaultLearner, MLPModel
 from federation.core.learner import Context
@@ -73,13 +74,7 @@ def plain(clients: list[ClientData], make_optimizer: Callable) -> Callable[[], N
 def optimised(clients: list[ClientData]) -> Callable[[], None]:
     """As fast as autograd goes by hand."""
     module = network()
-    parameters = list(module.parameters())
-    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-    views, first = [], 0
-    for parameter in parameters:
-        views.append(flat[first:first + parameter.numel()].view_as(parameter))
-        parameter.data = views[-1]
-        first += parameter.numel()
+    flat, views, parameters = flattened(module)
     start = flat.clone()
     sets = [(torch.from_numpy(data.x), torch.from_numpy(data.y)) for data in clients]
 

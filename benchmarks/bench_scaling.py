@@ -25,33 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from federation import EvalResult, Learner, Model, TrainResult
-from federation.core.weights import Weights
+from federation import EvalResult, Learner, TrainResult
 
 HERE = Path(__file__).resolve().parent
-TOUCHING = ("components.model=bench_scaling:Numbers", "components.learner=bench_scaling:Touch", "mode=serial",
+TOUCHING = ("components.model=bench_matrix:OneArray", "components.learner=bench_scaling:Touch", "mode=serial",
             "data.dataset=bench_scaling:points")
-
-
-class Numbers(Model):
-    """`count` float32."""
-
-    def __init__(self, count: int = 100) -> None:
-        self._weights = Weights.of({"w": np.ones(count, np.float32)})
-        self._weights.borrowed = True
-
-    @property
-    def weights(self) -> Weights:
-        """The live weights."""
-        return self._weights
-
-    def get_weights(self) -> Weights:
-        """A copy."""
-        return self._weights.copy()
-
-    def set_weights(self, weights: Any) -> None:
-        """Overwrite all."""
-        self._weights.copy_from(weights)
 
 
 class Touch(Learner):
@@ -115,8 +93,8 @@ def clients() -> dict[str, Any]:
     """From 100 to a million."""
     found: dict[str, Any] = {}
     for power in range(2, 7):
-        taken, memory = run(*TOUCHING, f"data.dataset_config.count={10**power}", f"num_clients={10**power}",
-                            "trainer_config.cohort_size=100", "trainer_config.max_rounds=12")
+        taken, memory = run(*TOUCHING, "model_config.values=100", f"data.dataset_config.count={10**power}",
+                            f"num_clients={10**power}", "trainer_config.cohort_size=100", "trainer_config.max_rounds=12")
         found[f"10^{power} clients"] = taken, memory
         print(f"| 10^{power} clients, 100 in a round | {taken:.1f} ms | {memory:.0f} MB |", flush=True)
     return found
@@ -126,7 +104,7 @@ def parameters() -> dict[str, Any]:
     """From ten thousand to a hundred million."""
     found: dict[str, Any] = {}
     for power in range(4, 9):
-        taken, memory = run(*TOUCHING, "data.dataset_config.count=4", f"model_config.count={10**power}", "num_clients=4",
+        taken, memory = run(*TOUCHING, "data.dataset_config.count=4", f"model_config.values={10**power}", "num_clients=4",
                             "trainer_config.max_rounds=8")
         found[f"10^{power} parameters"] = taken, memory
         print(f"| 10^{power} parameters, 4 clients | {taken:.1f} ms | {memory:.0f} MB |", flush=True)

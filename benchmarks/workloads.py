@@ -94,10 +94,31 @@ def client_of(data: tuple[torch.Tensor, torch.Tensor], work: Workload, index: in
     return data[0][part], data[1][part]
 
 
-def plain_round(name: str) -> Callable[[np.ndarray], None]:
-    """As a user writes it: state_dict, a new optimiser, a DataLoader."""
+def train_plainly(module: nn.Module, samples: tuple[torch.Tensor, torch.Tensor], work: Workload) -> None:
+    """A client's epoch as a user writes it: a new optimiser, a DataLoader."""
     from torch.utils.data import DataLoader, TensorDataset
 
+    optimizer = torch.optim.SGD(module.parameters(), work.rate)
+    for x, y in DataLoader(TensorDataset(*samples), work.batch, shuffle=True):
+        optimizer.zero_grad()
+        functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+
+
+def flattened(module: nn.Module) -> tuple[torch.Tensor, list[torch.Tensor], list[nn.Parameter]]:
+    """All parameters in one vector, the views into it that they are now, and they themselves."""
+    parameters = list(module.parameters())
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    views, first = [], 0
+    for parameter in parameters:
+        views.append(flat[first:first + parameter.numel()].view_as(parameter))
+        parameter.data = views[-1]
+        first += parameter.numel()
+    return flat, views, parameters
+
+
+def plain_round(name: str) -> Callable[[np.ndarray], None]:
+    """As a user writes it, with state_dict."""
     work, module = WORKLOADS[name], make_module(name)
     x, y = make_data(name)
     data = torch.from_numpy(x), torch.from_numpy(y)
@@ -111,11 +132,7 @@ def plain_round(name: str) -> Callable[[np.ndarray], None]:
                 with torch.no_grad():
                     module.vector.mul_(scale(int(index)))
             else:
-                optimizer = torch.optim.SGD(module.parameters(), work.rate)
-                for xs, ys in DataLoader(TensorDataset(*client_of(data, work, index)), work.batch, shuffle=True):
-                    optimizer.zero_grad()
-                    functional.cross_entropy(module(xs), ys).backward()
-                    optimizer.step()
+                train_plainly(module, client_of(data, work, index), work)
             for key, tensor in module.state_dict().items():
                 total[key] += tensor / len(cohort)
         module.load_state_dict(total)
@@ -128,13 +145,7 @@ def optimised_round(name: str) -> Callable[[np.ndarray], None]:
     work, module = WORKLOADS[name], make_module(name)
     x, y = make_data(name)
     data = torch.from_numpy(x), torch.from_numpy(y)
-    parameters = list(module.parameters())
-    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-    views, first = [], 0
-    for parameter in parameters:
-        views.append(flat[first:first + parameter.numel()].view_as(parameter))
-        parameter.data = views[-1]
-        first += parameter.numel()
+    flat, views, parameters = flattened(module)
     start, total = flat.clone(), torch.zeros_like(flat)
 
     def round_of(cohort: np.ndarray) -> None:

@@ -20,6 +20,7 @@ import msgspec
 
 from node_comm.errors import CommError, Disconnected, ProtocolError, Unavailable
 from node_comm.grpc_channel import CLIENT_OPTIONS, METHOD, SERVICE, VERSION, Certificates
+from node_comm.link import is_cancelled
 from node_comm.star import Star
 from node_comm.transport import Transport
 
@@ -115,7 +116,8 @@ class GrpcClient(Star):
         except (TimeoutError, Disconnected, grpc.RpcError, asyncio.InvalidStateError):
             logger.debug("the stream had ended before")
         except asyncio.CancelledError:
-            _raise_if_cancelled()
+            if is_cancelled():
+                raise
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
         self._lost(SERVER, "this client has been closed")
@@ -149,7 +151,8 @@ class GrpcClient(Star):
         except grpc.RpcError as error:
             cut = str(error.details())
         except asyncio.CancelledError:
-            _raise_if_cancelled()  # else it is gRPC's way to say that the call has been cancelled
+            if is_cancelled():
+                raise
         code = await call.code()
         if code in (grpc.StatusCode.OK, grpc.StatusCode.ABORTED):
             return f"the server has ended the connection: {await call.details() or 'no reason given'}", ""
@@ -174,13 +177,6 @@ class GrpcClient(Star):
             await asyncio.sleep(random.uniform(pause / 2, pause))
             pause = min(2 * pause, LONGEST_PAUSE / 10)
         return why
-
-
-def _raise_if_cancelled() -> None:
-    """Called where CancelledError is handled: raises it anew where it was this task that somebody cancelled."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 async def connect(way: Way) -> GrpcClient:

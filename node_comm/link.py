@@ -154,13 +154,18 @@ class Link:
             raise Disconnected(f"rank {self.peer} is lost: {self._ended}")
 
 
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the present task; else a CancelledError is gRPC's, about a stream."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def _written(stream: Write, frame: bytes) -> bool:
     """Whether the stream took it; where not, whoever reads it finds out why."""
     try:
         await stream(frame)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if is_cancelled():
             raise
         return False  # gRPC's way to say that the other end has cancelled the stream
     except Exception as error:

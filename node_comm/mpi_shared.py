@@ -20,7 +20,7 @@ from node_comm.errors import CommError
 from node_comm.mpi_messages import completed
 from node_comm.mpi_thread import Operation
 from node_comm.reduction import combine, slice_of
-from node_comm.segments import NAMELESS, Location, Mappings, Segment, SegmentPool
+from node_comm.segments import NAMELESS, Location, Mappings, Segment, SegmentPool, view
 
 #: Arrays of fewer bytes are not worth the offers that have to be exchanged first.
 SMALLEST = 1 << 18
@@ -79,19 +79,24 @@ class SharedMemory:
 
     def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root; all ranks have agreed on `call`. Arrays are flat."""
+        like = Description(call.given[0].dtype, (flat.size,))
         lent: list[Segment] = []
         result: np.ndarray | None = None
         try:
             with self._lock:
-                given = self._exposed(flat, lent)
-                place = None
+                segment, offset, is_lent = self._pool.place_for(flat)
+                if is_lent:
+                    lent.append(segment)
+                    view(segment.memory, offset, like)[:] = flat
+                given, place = segment.location(offset), None
                 if out is not None:
-                    is_apart = out.ctypes.data == flat.ctypes.data or not np.may_share_memory(flat, out)
-                    found = self._pool.find(out) if is_apart else None
-                    segment, offset = found or (self._pool.lend(out.nbytes), 0)
-                    if found is None:
+                    if out.ctypes.data != flat.ctypes.data and np.may_share_memory(flat, out):
+                        segment, offset, is_lent = self._pool.lend(out.nbytes), 0, True
+                    else:
+                        segment, offset, is_lent = self._pool.place_for(out)
+                    if is_lent:
                         lent.append(segment)
-                        result = np.ndarray(out.shape, out.dtype, segment.memory)
+                        result = view(segment.memory, offset, like)
                     place = segment.location(offset)
                 offer = _Offer(given, place, self._pool.numbers)
             offers = [msgspec.msgpack.decode(each, type=_Offer) for each in gathered(self._comm, msgspec.msgpack.encode(offer))]
@@ -99,7 +104,6 @@ class SharedMemory:
                 self._mappings.keep(rank, each.live)
             begin, end = slice_of(flat.size, (self._rank - call.root) % self._size, self._size)
             if begin < end:
-                like = Description(call.given[0].dtype, (flat.size,))
                 parts = [flat if rank == self._rank else self._mappings.view(each.given, like)
                          for rank, each in enumerate(offers)]
                 target = out if result is None else result
@@ -121,14 +125,6 @@ class SharedMemory:
         with self._lock:
             self._mappings.close()
             self._pool.close()
-
-    def _exposed(self, flat: np.ndarray, lent: list[Segment]) -> Location:
-        found = self._pool.find(flat)
-        if found is None:
-            found = self._pool.lend(flat.nbytes), 0
-            lent.append(found[0])
-            np.copyto(np.ndarray(flat.shape, flat.dtype, found[0].memory), flat)
-        return found[0].location(found[1])
 
 
 def gathered(comm: MPI.Intracomm, mine: bytes) -> list[bytes]:

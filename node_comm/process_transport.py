@@ -260,10 +260,9 @@ class ProcessTransport(Transport):
 
     def _place_for(self, result: np.ndarray, writers: set[int]) -> tuple[Segment | None, Location]:
         """Where others may write `result`: its own memory, or a segment that is lent."""
-        found = self._pool.find(result)
-        segment, offset = found or (self._pool.lend(result.nbytes), 0)
+        segment, offset, is_lent = self._pool.place_for(result)
         segment.readers |= writers
-        return None if found else segment, segment.location(offset)
+        return segment if is_lent else None, segment.location(offset)
 
     def _retire(self, segment: Segment) -> None:
         for peer in segment.readers - {self.rank} - self._left:

@@ -166,6 +166,11 @@ class SegmentPool:
                 return allocated.segment, offset
         return None
 
+    def place_for(self, array: np.ndarray) -> tuple[Segment, int, bool]:
+        """The segment and offset of `array`, or of a segment that is lent for it; and whether it is lent."""
+        found = self.find(array)
+        return (*found, False) if found is not None else (self.lend(array.nbytes), 0, True)
+
     def view(self, location: Location, description: Description) -> np.ndarray:
         """An array in a segment that is lent at present."""
         return view(self._lent[location.number].memory, location.offset, description)

@@ -20,9 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
-from workloads import WORKLOADS, client_of, make_data, make_module, scale
+from workloads import WORKLOADS, client_of, make_data, make_module, scale, train_plainly
 
 NAME = os.environ.setdefault("BENCH_WORK", sys.argv[1] if len(sys.argv) > 1 else "w1")
 WORK = WORKLOADS[NAME]
@@ -47,11 +45,7 @@ def train(message: Message, context: Context) -> Message:
         with torch.no_grad():
             module.vector.mul_(scale(index))
     else:
-        optimizer = torch.optim.SGD(module.parameters(), WORK.rate)
-        for x, y in DataLoader(TensorDataset(*client_of(data, WORK, index)), WORK.batch, shuffle=True):
-            optimizer.zero_grad()
-            functional.cross_entropy(module(x), y).backward()
-            optimizer.step()
+        train_plainly(module, client_of(data, WORK, index), WORK)
     return Message(RecordDict({"arrays": ArrayRecord(module.state_dict()),
                                "metrics": MetricRecord({"num-examples": WORK.samples})}), reply_to=message)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,8 +13,8 @@ from federation.builtin import DefaultLearner, MLPModel
 from federation.builtin.models.torch_model import TorchModel
 from federation.builtin.steps.dense import DenseSteps
 from federation.core.learner import Context
-from federation.data.client_data import ClientData
 from federation.errors import ConfigError
+from tests.builtin.torch_parts import make_data
 
 
 def network(*widths: int, flattens: bool = False) -> nn.Sequential:
@@ -85,11 +84,6 @@ def test_frozen_parameters_are_left_to_autograd():
     module = network(6, 5, 4)
     module[0].weight.requires_grad_(False)
     assert DenseSteps.find(module, [part for part in module.parameters() if part.requires_grad], "cross_entropy") is None
-
-
-def make_data(count: int) -> ClientData:
-    draws = np.random.default_rng(0)
-    return ClientData(draws.normal(size=(count, 6)).astype(np.float32), draws.integers(0, 4, count))
 
 
 @pytest.mark.parametrize(("settings", "written_out"), [({}, True), ({"client_lr": 0.3}, True), ({"momentum": 0.9}, False),

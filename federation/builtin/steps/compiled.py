@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,8 +13,6 @@ from torch.nn import functional
 
 from federation.builtin.steps.contract import Loss
 from federation.errors import ConfigError
-
-Scores = Callable[[torch.Tensor], torch.Tensor]
 
 
 class CompiledGradients:
