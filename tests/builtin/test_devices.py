@@ -168,12 +168,12 @@ def test_the_models_own_module_is_not_trained_where_a_copy_is(monkeypatch):
 
 def test_parts_that_were_put_into_evaluation_are_trained_as_well():
     """Whether the rank has evaluated before or not: else its bits would depend on that."""
-    results = []
+    results, own = [], make_data(20)
     for evaluates in (False, True):
         torch.manual_seed(0)
         model = TorchModel(nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.3), nn.Linear(5, 4)), (6,), 4)
         learner = DefaultLearner(model, batch_size=8, client_lr=0.1)
-        learner.bind(make_data(20), Context())
+        learner.bind(ClientData(own.x, own.y, own.x, own.y, 4), Context())
         model.module[1].eval()
         if evaluates:
             learner.evaluate({})
