@@ -15,7 +15,7 @@ import pytest
 
 from tests.mpi_helper import kill_tree
 from tests.system.conftest import ENVIRONMENT, Finished, command
-from tests.system.test_failure import faulty
+from tests.system.test_failure import faulty, wait_for_rows
 
 SETTINGS = [*faulty("none", delay=0.03), "num_clients=8", "trainer_config.cohort_size=4", "trainer_config.max_rounds=25"]
 #: What a run under ULFM says each time that it has lost ranks.
@@ -44,12 +44,15 @@ def _line(pid: int) -> str:
         return ""
 
 
-def run_killing(folder: Path, moments: list[float], settings: list[str], number: signal.Signals = signal.SIGKILL) -> Finished:
-    """Run, and send a worker `number` at each of these moments: seconds after the last time, or after the start."""
+def run_killing(folder: Path, moments: list[float], settings: list[str], number: signal.Signals = signal.SIGKILL,
+                rows: int = 0) -> Finished:
+    """Run, and send a worker `number` at each of these moments: seconds after the last time, or after `rows` rounds."""
     began = time.monotonic()
     with subprocess.Popen(command(folder=folder, settings=settings, mode="parallel"), start_new_session=True, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}) as process:
         try:
+            if rows:
+                wait_for_rows(folder, rows)
             for moment in moments:
                 time.sleep(moment)
                 for victim in random.Random(moment).sample(there := workers(process.pid), k=min(1, len(there))):
@@ -88,7 +91,8 @@ def test_what_clients_keep_survives_with_the_checkpoint(launch, tmp_path):
 def test_a_frozen_worker_is_replaced(launch, tmp_path):
     """One that gets SIGSTOP is dead after round_timeout."""
     settings = [*SETTINGS, "trainer_config.round_timeout=1"]
-    run = run_killing(tmp_path / "frozen", [2.0], settings, signal.SIGSTOP)
+    # Once it has begun: round_timeout is about rounds, and a busy machine may take longer to start than any number of seconds.
+    run = run_killing(tmp_path / "frozen", [0.3], settings, signal.SIGSTOP, rows=1)
     assert run.status == 0, run.stderr
     assert "no report within round_timeout=1 s from rank" in run.stderr
     assert run.rows == launch(mode="serial", settings=SETTINGS).rows
