@@ -86,23 +86,49 @@ def test_frozen_parameters_are_left_to_autograd():
     assert DenseSteps.find(module, [part for part in module.parameters() if part.requires_grad], "cross_entropy") is None
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("settings", "written_out"), [({}, True), ({"client_lr": 0.3}, True), ({"momentum": 0.9}, False),
                                                        ({"weight_decay": 0.1}, False), ({"clip_norm": 1.0}, False),
                                                        ({"optimizer": "adam"}, False), ({"precision": "bfloat16"}, False)])
-def test_when_a_learner_takes_them(monkeypatch, settings, written_out):
-    """With compile=True, and plain SGD; the model's weights are those that were moved."""
+def test_when_a_learner_takes_them(monkeypatch, settings, written_out, compiled):
+    """With plain SGD; the model's weights are those that were moved."""
     taken = []
     step = DenseSteps.step
     monkeypatch.setattr(DenseSteps, "step", lambda self, *given: (taken.append(1), step(self, *given))[1])
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     model = TorchModel(network(6, 5, 4), (6,), 4)
     start = model.get_weights()
-    learner = DefaultLearner(model, batch_size=8, compile=True, **settings)
+    learner = DefaultLearner(model, batch_size=8, compile=compiled, **settings)
     learner.bind(make_data(20), Context())
     result = learner.fit({})
     assert len(taken) == (3 if written_out else 0)
     assert not (result.weights.buffer == start.buffer).all()
     assert result.metrics["train_loss"] == pytest.approx(1.4, abs=0.3)
+
+
+def test_a_batch_of_another_size_has_steps_as_well():
+    """A client's last batch is smaller, and the next client's first is not."""
+    here, there = network(6, 5, 4), network(6, 5, 4)
+    steps = DenseSteps.find(here, list(here.parameters()), "cross_entropy")
+    for count in (8, 3, 8):
+        x, y = torch.linspace(-1, 1, 6 * count).reshape(count, 6), torch.arange(count) % 4
+        loss = functional.cross_entropy(there(x), y)
+        loss.backward()
+        assert steps.step(x, y, 0.5) == pytest.approx(loss.item(), rel=1e-5)
+        with torch.no_grad():
+            for parameter in there.parameters():
+                parameter -= 0.5 * parameter.grad
+                parameter.grad = None
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_training_by_them_leaves_torchs_generator_alone():
+    learner = DefaultLearner(TorchModel(network(6, 5, 4), (6,), 4), batch_size=8)
+    learner.bind(make_data(20), Context())
+    before = torch.get_rng_state()
+    learner.fit({})
+    assert (torch.get_rng_state() == before).all()
 
 
 def test_the_models_of_this_package_are_such_networks():

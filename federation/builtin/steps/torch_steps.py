@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from federation.builtin.steps.compiled import CompiledGradients
-from federation.builtin.steps.contract import Correction, Loss, StepSettings, wrong_outputs
-from federation.builtin.steps.dense import DenseSteps
+from federation.builtin.steps.contract import Correction, Loss, Session, StepSettings, wrong_outputs
+from federation.builtin.steps.dense import DenseSession, DenseSteps
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
 from federation.builtin.steps.loss_scale import LossScale
@@ -79,7 +78,7 @@ class TorchSteps:
 
     @contextmanager
     def training(self, data: ClientData, settings: StepSettings, seed: int, correction: Correction | None = None,
-                 momentum: Mapping[str, np.ndarray] | None = None) -> Iterator[TorchSession]:
+                 momentum: Mapping[str, np.ndarray] | None = None) -> Iterator[Session]:
         """See Steps. torch's generators are seeded for the time of training, and put back."""
         device = self._device(settings)
         if self._is_home(device):
@@ -113,23 +112,26 @@ class TorchSteps:
 
     @contextmanager
     def _session(self, module: nn.Module, device: torch.device, data: ClientData, settings: StepSettings, seed: int,
-                 correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[TorchSession]:
-        module.train()  # also where it is in training itself: a part of it may not be
+                 correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[Session]:
         self._find_parameters(module)
+        kind = settings.loss_for(data.y)
+        samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
+        dense = self._dense_steps(module, settings, kind) if correction is None else None
+        if dense is not None:  # in training or not, such a network does the same, and nothing at random
+            yield DenseSession(dense, samples, targets, settings.client_lr)
+            return
+        module.train()  # also where it is in training itself: a part of it may not be
         optimizer = self._optimizer(settings.optimizer)
         optimizer.begin(settings)
         if momentum and isinstance(optimizer, Sgd):
             for name, velocity in zip(self._parameters, optimizer.velocities, strict=True):
                 if name in momentum:
                     velocity.copy_(as_tensor(momentum[name]))
-        kind = settings.loss_for(data.y)
-        samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
-        compiled = dense = None
+        compiled = None
         if settings.compiled_for is not None and self._parameters:
-            dense = self._dense_steps(module, settings, kind) if correction is None else None
-            compiled = self._compiled_gradients(module, settings, settings.compiled_for, kind) if dense is None else None
+            compiled = self._compiled_gradients(module, settings, settings.compiled_for, kind)
         with private_randomness(seed, device), torch.enable_grad():
-            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets, compiled, dense)
+            yield TorchSession(module, self._parameters, optimizer, settings, kind, correction, samples, targets, compiled)
 
     def _device(self, settings: StepSettings) -> torch.device:
         """Where to train; a launcher's variables say which GPU is this rank's."""
@@ -161,8 +163,8 @@ class TorchSteps:
 
     def _dense_steps(self, module: nn.Module, settings: StepSettings, kind: Loss) -> DenseSteps | None:
         """Steps that are written out, where there are any for this network and these settings; looked for once."""
-        if settings != replace(StepSettings(), client_lr=settings.client_lr, loss=settings.loss, device=settings.device,
-                               compiled_for=settings.compiled_for):
+        is_plain = settings.optimizer == "sgd" and settings.momentum == settings.weight_decay == 0
+        if not is_plain or settings.clip_norm is not None or settings.precision != "float32":
             return None
         key = id(module), kind
         if key not in self._dense:
@@ -210,10 +212,9 @@ class TorchSession:
 
     def __init__(self, module: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer,
                  settings: StepSettings, kind: Loss, correction: Correction | None, x: torch.Tensor,
-                 y: torch.Tensor, compiled: CompiledGradients | None = None, dense: DenseSteps | None = None) -> None:
+                 y: torch.Tensor, compiled: CompiledGradients | None = None) -> None:
         self._module = module
-        self._compiled, self._dense = compiled, dense
-        self._rate = settings.client_lr
+        self._compiled = compiled
         self._names = list(parameters)
         self._parameters = list(parameters.values())
         self._optimizer = optimizer
@@ -233,7 +234,7 @@ class TorchSession:
         """See Session."""
         chosen = torch.from_numpy(batch if self._compiled is None else self._compiled.filled(batch)).to(self._x.device)
         x, y = _laid_out(self._x.index_select(0, chosen)), self._y.index_select(0, chosen)
-        self._loss += len(batch) * (self._dense_step(x, y) if self._dense is not None else self._step(x, y, len(batch)))
+        self._loss += len(batch) * self._step(x, y, len(batch))
         self._count += len(batch)
 
     def mean_loss(self) -> float:
@@ -244,11 +245,6 @@ class TorchSession:
         """See Session."""
         velocities = self._optimizer.velocities if isinstance(self._optimizer, Sgd) else []
         return {name: as_array(velocity) for name, velocity in zip(self._names, velocities, strict=bool(velocities))}
-
-    def _dense_step(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        assert self._dense is not None
-        self.num_steps += 1
-        return self._dense.step(x, y, self._rate)
 
     def _step(self, x: torch.Tensor, y: torch.Tensor, count: int) -> float:
         """Down the gradient of the first `count` samples' loss, which is returned."""
