@@ -38,7 +38,9 @@ LIMB_LIMIT = 2.0**61
 #: The most limbs of a wide sum.
 MAX_LIMBS = 16
 
-_INT64 = np.dtype(np.int64)
+_INT64, _UINT8, _FLOAT64 = np.dtype(np.int64), np.dtype(np.uint8), np.dtype(np.float64)
+#: The native module's numbers for the element types.
+_NUMBERS = {name: number for number, name in enumerate(_native.DTYPES)}
 #: How elements travel to the native module, where it has no type of its own for them.
 _CARRIERS = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.uint16, BFLOAT16: np.uint16}
 
@@ -72,6 +74,48 @@ def accumulate(total: np.ndarray, values: np.ndarray, start: np.ndarray, factor:
         raise ValueError(f"limit must be from 0 to 2**61, not {limit}")
     kernel = _kernel("accumulate", values.dtype)
     return Findings(*kernel(_flat(total), _flat(values), _flat(start), float(factor), float(limit)))
+
+
+class Places:
+    """Where the arrays of a model lie: in its bytes, and in a vector with a slot for each of its values.
+
+    dtypes, sizes: of each array. offsets: where it begins in the bytes; slots: where in the vector. Both rise, and leave
+    each array its room. nbytes, num_slots: the least length of the two.
+    """
+
+    def __init__(self, dtypes: Sequence[np.dtype], sizes: Sequence[int], offsets: Sequence[int], slots: Sequence[int]) -> None:
+        self.nbytes = self.num_slots = 0
+        table = []
+        for dtype, size, offset, slot in zip(dtypes, sizes, offsets, slots, strict=True):
+            if dtype not in DTYPES:
+                raise TypeError(f"an array has the dtype {dtype}; allowed are {', '.join(sorted(known.name for known in DTYPES))}")
+            if size < 0 or offset < self.nbytes or slot < self.num_slots:
+                raise ValueError(f"{size} values at byte {offset} and slot {slot} overlap those before them")
+            self.nbytes, self.num_slots = offset + size * dtype.itemsize, slot + size
+            table.append((_NUMBERS[dtype.name], offset, slot, size))
+        self.count = len(table)
+        self.table = np.array(table, np.int64).reshape(-1)
+
+
+def accumulate_model(total: np.ndarray, values: np.ndarray, start: np.ndarray, places: Places, factors: np.ndarray,
+                     limit: float = LIMB_LIMIT) -> bool:
+    """`accumulate` every array of a model, with a factor of its own, in one call; all of them, or nothing.
+
+    total: int64[num_slots], written in place. values, start: uint8, the bytes of two models. factors: float64[count], finite.
+    Returns whether it was done: where `accumulate` would have left out anything, `total` is as it was.
+    """
+    for name, array, dtype, length in (("total", total, _INT64, places.num_slots), ("values", values, _UINT8, places.nbytes),
+                                       ("start", start, _UINT8, places.nbytes), ("factors", factors, _FLOAT64, places.count)):
+        _check_array(name, array, writable=array is total)
+        if array.dtype != dtype or array.ndim != 1 or len(array) < length:
+            raise TypeError(f"{name} must be a vector of at least {length} {dtype}, not {array.dtype}{list(array.shape)}")
+    _check_apart("total", total, "values", values)
+    _check_apart("total", total, "start", start)
+    if len(factors) != places.count or not np.isfinite(factors).all():
+        raise ValueError(f"factors must be {places.count} finite numbers, not {factors}")
+    if not 0 <= limit <= LIMB_LIMIT:
+        raise ValueError(f"limit must be from 0 to 2**61, not {limit}")
+    return bool(_native.accumulate_model(total, values, start, places.table, factors, float(limit)))
 
 
 def accumulate_wide(limbs: Sequence[np.ndarray], values: np.ndarray, start: np.ndarray, factor: float) -> None:

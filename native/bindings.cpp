@@ -32,6 +32,12 @@ struct Variant {
 // The best first.
 std::vector<Variant> supported_variants() {
     std::vector<Variant> variants;
+#ifdef HAS_VARIANT_avx512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+        variants.push_back({"avx512", avx512::kernels, avx512::columnwise});
+    }
+#endif
 #ifdef HAS_VARIANT_avx2
     if (__builtin_cpu_supports("avx2")) variants.push_back({"avx2", avx2::kernels, avx2::columnwise});
 #endif
@@ -132,6 +138,29 @@ template <class Bits> void bind(nb::module_& m, Dtype dtype, const std::string& 
            nb::arg("values").noconvert(), nb::arg("start").noconvert());
 }
 
+// One array of a model: its element type, where it begins in the model's bytes and in a vector of totals, and its length.
+struct Place {
+    std::int64_t dtype, offset, slot, size;
+};
+
+// Accumulates every array of a model with a factor of its own, or none: false where something would be left out.
+bool accumulate_model(std::int64_t* total, const std::uint8_t* values, const std::uint8_t* start, const Place* places,
+                      std::size_t count, const double* factors, double limit) {
+    const auto accumulate = [&](std::size_t i, double factor) {
+        const Place& place = places[i];
+        return kernels_of(static_cast<Dtype>(place.dtype))
+            .accumulate(total + place.slot, values + place.offset, start + place.offset,
+                        static_cast<std::size_t>(place.size), factor, limit);
+    };
+    for (std::size_t i = 0; i < count; ++i) {
+        const Findings found = accumulate(i, factors[i]);
+        if (found.finite && found.peak <= limit) continue;
+        for (std::size_t done = 0; done <= i; ++done) accumulate(done, -factors[done]);
+        return false;
+    }
+    return true;
+}
+
 template <class T> const Columnwise::Functions<T>& columnwise_of() {
     const Columnwise& table = selected().columnwise();
     if constexpr (std::is_same_v<T, float>) {
@@ -178,8 +207,27 @@ NB_MODULE(_native, m) {
     bind<std::uint16_t>(m, Dtype::bfloat16, "bfloat16");
     bind<float>(m, Dtype::float32, "float32");
     bind<double>(m, Dtype::float64, "float64");
+    nb::list dtypes;
+    for (const char* name : {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+                             "bfloat16", "float32", "float64"}) {
+        dtypes.append(name);
+    }
+    m.attr("DTYPES") = dtypes;
     bind_columnwise<float>(m, "float32");
     bind_columnwise<double>(m, "float64");
+
+    m.def("accumulate_model",
+          [](const Vector<std::int64_t>& total, const Vector<const std::uint8_t>& values,
+             const Vector<const std::uint8_t>& start, const Vector<const std::int64_t>& places,
+             const Vector<const double>& factors, double limit) {
+              return run([&] {
+                  return accumulate_model(total.data(), values.data(), start.data(),
+                                          reinterpret_cast<const Place*>(places.data()), factors.size(), factors.data(),
+                                          limit);
+              });
+          },
+          nb::arg("total").noconvert(), nb::arg("values").noconvert(), nb::arg("start").noconvert(),
+          nb::arg("places").noconvert(), nb::arg("factors").noconvert(), "limit"_a);
 
     m.def("variants", [] {
         std::vector<std::string> names;

@@ -25,5 +25,6 @@ struct Columnwise {
 
 namespace portable { const Columnwise& columnwise(); }
 namespace avx2 { const Columnwise& columnwise(); }
+namespace avx512 { const Columnwise& columnwise(); }
 
 }  // namespace federation

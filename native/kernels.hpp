@@ -64,5 +64,6 @@ struct Kernels {
 
 namespace portable { const Kernels& kernels(); }
 namespace avx2 { const Kernels& kernels(); }
+namespace avx512 { const Kernels& kernels(); }
 
 }  // namespace federation

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation import kernels
+from federation.core.weights import Layout, Weights
 
 FLOATS = [np.dtype(name) for name in ("float16", "float32", "float64")] + [kernels.BFLOAT16]
 INTEGERS = [np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -197,6 +198,78 @@ def test_every_16_bit_float_is_read_as_its_value(dtype):
         steps = mantissa if exponent == 0 else (2**fraction + mantissa) << (exponent - 1)
         signed = -steps if bits >> 15 else steps
         assert sum(int(limb[i]) << (40 * level) for level, limb in enumerate(limbs)) == signed
+
+
+# ---- accumulate_model
+
+MODEL = Layout([dtype.name for dtype in DTYPES] + ["nothing"], [(3, 7)] * len(DTYPES) + [(0, 4)], [*DTYPES, np.float32])
+PLACES = kernels.Places(MODEL.dtypes, [math.prod(shape) for shape in MODEL.shapes], MODEL.offsets,
+                        [where.start for where in MODEL.value_slices])
+
+
+def models() -> tuple[Weights, Weights, np.ndarray, np.ndarray]:
+    """Two models with arrays of every type, factors under which their differences fit, and totals to begin with."""
+    values, start = (Weights.of([numbers(dtype, shape, seed) for dtype, shape in zip(MODEL.dtypes, MODEL.shapes, strict=True)],
+                                MODEL.names) for seed in (1, 2))
+    factors = np.array([math.ldexp(0.7 + number / 100, 28 if dtype.itemsize < 8 else -5)
+                        for number, dtype in enumerate(MODEL.dtypes)])
+    return values, start, factors, np.random.default_rng(3).integers(-(2**60), 2**60, MODEL.num_slots)
+
+
+def test_accumulate_model_adds_every_array_with_its_factor_and_touches_no_padding():
+    values, start, factors, total = models()
+    expected = total.copy()
+    for index, where in enumerate(MODEL.value_slices):
+        expected[where] = expected_total(total[where], values[index], start[index], factors[index], 2.0**61)
+    assert kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors)
+    assert total.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("index", [index for index, dtype in enumerate(MODEL.dtypes) if dtype in FLOATS and MODEL.shapes[index][0]])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 60000.0])
+def test_accumulate_model_adds_nothing_where_one_value_of_one_array_does_not_fit(index, bad):
+    values, start, factors, total = models()
+    values[index][2, 6] = bad
+    before = total.copy()
+    factors[index] = 2.0**48  # so that 60000 is beyond the limit, and the others are not
+    assert not kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors)
+    assert (total == before).all()
+    assert total.any()
+
+
+def test_accumulate_model_refuses_what_does_not_fit():
+    values, start, factors, total = models()
+
+    def refused(error: type[Exception], match: str, **changed: object) -> None:
+        given = {"total": total, "values": values.buffer, "start": start.buffer, "places": PLACES, "factors": factors} | changed
+        before = total.copy()
+        with pytest.raises(error, match=match):
+            kernels.accumulate_model(**given)
+        assert (total == before).all()
+
+    refused(TypeError, "total", total=total[:-8])
+    refused(TypeError, "total", total=total.astype(np.float64))
+    refused(TypeError, "values", values=values.buffer[:64])
+    refused(TypeError, "start", start=start.buffer.view(np.int8))
+    refused(TypeError, "factors", factors=factors[:-1])
+    refused(ValueError, "factors", factors=np.append(factors, 1.0))
+    refused(ValueError, "factors", factors=factors * math.inf)
+    refused(ValueError, "limit", limit=2.0**62)
+    shared = np.zeros(MODEL.num_slots + MODEL.nbytes // 8, np.int64)
+    refused(ValueError, "overlaps", total=shared, values=shared.view(np.uint8))
+    locked = total.copy()
+    locked.flags.writeable = False
+    refused(TypeError, "read-only", total=locked)
+
+
+def test_places_do_not_overlap_and_have_types_of_models():
+    float32 = np.dtype(np.float32)
+    with pytest.raises(ValueError, match="overlap"):
+        kernels.Places([float32, float32], [4, 4], [0, 12], [0, 8])
+    with pytest.raises(ValueError, match="overlap"):
+        kernels.Places([float32, float32], [4, 4], [0, 16], [0, 3])
+    with pytest.raises(TypeError, match="complex64"):
+        kernels.Places([np.dtype(np.complex64)], [4], [0], [0])
 
 
 # ---- wide sums

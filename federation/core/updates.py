@@ -77,6 +77,8 @@ class UpdateSum(ABC):
         """
         self.layout = layout
         self._parameters = frozenset(layout.parameters)
+        self._places = kernels.Places(layout.dtypes, [math.prod(shape) for shape in layout.shapes], layout.offsets,
+                                      [where.start for where in layout.value_slices])
         self._allocate = allocate or aligned_empty
         self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those beyond `limbs` are zero
         self.limbs = []
@@ -121,9 +123,11 @@ class UpdateSum(ABC):
             raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be finite")
         if self.count >= self._cohort_size:
             raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
-        for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):
-            check_range(array, dtype, f"{client_id}: parameter {name!r}")
-        self._add(client_id, given, [float(weight if self._is_weighed(index) else count) for index in range(len(given))])
+        shares = [float(weight if self._is_weighed(index) else count) for index in range(len(given))]
+        if not (isinstance(weights, Weights) and weights.layout == self.layout and self._add_whole(weights, shares)):
+            for name, array, dtype in zip(self.layout.names, given, self.layout.dtypes, strict=True):
+                check_range(array, dtype, f"{client_id}: parameter {name!r}")
+            self._add(client_id, given, shares)
         self.num_samples += count
         self.divisor += divisor
         self.count += 1
@@ -161,6 +165,10 @@ class UpdateSum(ABC):
     def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
         """Add checked arrays, each counted `shares` times, or raise with the sum as it was."""
 
+    def _add_whole(self, weights: Weights, shares: list[float]) -> bool:
+        """Add all arrays of weights of this very layout in one go; false, with nothing added, where that cannot be."""
+        return False
+
     @abstractmethod
     def _mean_into(self, out: Weights) -> None:
         """The mean over more than 0 samples."""
@@ -191,7 +199,12 @@ class ExactSum(UpdateSum):
         self.ensure_limbs(1)
         self._exponents = [_exponent(peak, dtype)
                            for peak, dtype in zip(self._peaks, self.layout.dtypes, strict=True)]
+        self._shifts = np.array(self._exponents, np.int64) - self._log2_c
         self._limit = kernels.LIMB_LIMIT / 2.0 ** _log2_ceil(self._cohort_size)
+
+    def _add_whole(self, weights: Weights, shares: list[float]) -> bool:
+        return kernels.accumulate_model(self.limbs[0], weights.buffer, self._start.buffer, self._places,
+                                        np.ldexp(shares, self._shifts), self._limit)
 
     def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
         undo: list[Callable[[], object]] = []

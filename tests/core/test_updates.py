@@ -321,6 +321,19 @@ def test_a_diverged_client_takes_back_what_went_to_further_limbs():
 
 
 @every_reduction
+@pytest.mark.parametrize("peak", [1.0, 1e6, 1e30], ids=["near", "further limbs", "yet further limbs"])
+def test_a_model_in_one_buffer_counts_as_its_arrays_do(reduction, peak):
+    start = Weights.of([np.ones((3, 5), np.float32), np.ones(7, BF16), np.full(4, 3, np.int64)])
+    update = start.copy()
+    update[0][1, 2] = peak
+    update[2][:] = 5
+    whole, parts = (sum_of(start, [(given, 3), (start, 2)], reduction) for given in (update, list(update)))
+    assert len(whole.limbs) == len(parts.limbs)
+    assert all((one == other).all() for one, other in zip(whole.limbs, parts.limbs, strict=True))
+    assert any(limb.any() for limb in whole.limbs)
+
+
+@every_reduction
 def test_no_samples_is_an_error_and_changes_nothing(reduction):
     """S-AGG-03: all clients report 0 samples."""
     start = Weights.of([np.array([5, 1], np.float32)])
