@@ -209,7 +209,9 @@ class ClientNode:
                 else:
                     await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
             case Fit() as order:
-                await node.reply(incoming, await compute(host.fit, order))
+                report = await compute(host.fit, order)
+                with host.spans.span("reduce" if order.brings else "report"):
+                    await node.reply(incoming, report, host.sum.limbs[0] if order.brings and report.limbs == 1 else None)
             case Collect(limbs=limbs):
                 host.sum.ensure_limbs(limbs)
                 for limb in host.sum.limbs:

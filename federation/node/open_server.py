@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -119,7 +120,7 @@ class OpenServerNode(ServerNode):
         return await super().fit(plan)
 
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                       round: int) -> dict[int, R]:
+                       round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
         """Give their orders to those who have something to do, and this rank its own; returns the reports by rank."""
         reports: dict[int, R] = {}
 

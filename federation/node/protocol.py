@@ -68,7 +68,7 @@ class Fit(Message, frozen=True):
     `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
     that the aggregator weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no
     further client; those are in no report. With a `compression`, updates count as a receiver unpacks them; where they are to
-    be fetched `packed`, they are kept for that.
+    be fetched `packed`, they are kept for that. A report that `brings` the rank's sum has it beside it, if that is one word.
     """
 
     round: int
@@ -83,6 +83,7 @@ class Fit(Message, frozen=True):
     deadline: float | None = None
     compression: Compression = Compression()
     packed: bool = False
+    brings: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

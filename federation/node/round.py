@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from federation.core.aggregator import Aggregator, Needs, RoundStats, Weighting
 from federation.core.compression import Compression
 from federation.core.metrics import MetricSum
@@ -47,7 +49,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of a plan: outcomes in the order of the cohort, problems, exact metrics, seconds by rank."""
+    """What came of a plan: outcomes in the order of the cohort, problems, exact metrics, seconds by rank.
+
+    sums: those of other ranks, where they came with the reports.
+    """
 
     plan: Plan
     outcomes: Sequence[Outcome]
@@ -56,6 +61,7 @@ class Fitted:
     ranks: Mapping[str, int]
     limbs: int
     seconds: Mapping[int, float]
+    sums: Sequence[np.ndarray] = ()
 
     @property
     def contributing(self) -> list[str]:

@@ -17,6 +17,8 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -109,6 +111,7 @@ class ServerNode:
         self._ranks: list[int] = []  # those that have registered, sorted
         self._changed = asyncio.Event()
         self._costs = Costs()
+        self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
         #: Gets the spans of each rank, where a trace is wanted.
         self.trace: Callable[[int, Sequence[Span]], None] | None = None
@@ -206,9 +209,13 @@ class ServerNode:
         self.host.start_from(weights, num_model)
         if self._ranks:
             self.node.transport.seal()
+            order = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model)
             async with self.deadline(self._round, "the broadcast of the weights"):
-                await self.tell(WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model))
-                await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
+                if self._goes_directly(weights.buffer.nbytes):
+                    await self.node.attend(self.tell(order, weights.buffer))
+                else:
+                    await self.tell(order)
+                    await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
 
     async def fit(self, plan: Plan) -> Fitted:
         """Have the cohort trained where it is placed; returns when every rank has reported.
@@ -222,27 +229,36 @@ class ServerNode:
                     total_samples=plan.total_samples, deadline=plan.deadline, compression=plan.compression,
                     packed=self.is_open and bool(plan.compression))
         shares = self._shares(plan.cohort)
+        sums = self._room_for_sums(plan, shares)
 
         def order_of(rank: int) -> Fit:
-            return msgspec.structs.replace(order, clients=shares.get(rank, []))
+            return msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
 
         await self._bring(shares)
-        reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round)
+        reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round, sums)
         self._trace(reports)
-        return self._fitted(plan, shares, reports)
+        fitted = self._fitted(plan, shares, reports)
+        return replace(fitted, sums=list(sums.values())) if sums and fitted.limbs == 1 else fitted
 
     async def mean(self, fitted: Fitted, out: Weights, divisor: Callable[[float], float] = lambda total: total) -> None:
-        """Bring the ranks' sums together, in one reduction, and write their weighted mean into `out`.
+        """Bring the ranks' sums together, in one reduction unless they came with the reports, and write their weighted mean
+        into `out`.
 
         `divisor` makes what the sum is divided by of the sum of what clients count for. RoundError when the samples of
         all clients add up to zero.
         """
-        total = await self.reduced(Collect(round=fitted.plan.round, limbs=fitted.limbs))
+        total = self.host.sum if fitted.sums else await self.reduced(Collect(round=fitted.plan.round, limbs=fitted.limbs))
         total.num_samples = sum(count_of(fitted.plan.weighting, outcome.num_samples) for outcome in fitted.outcomes)
         if total.num_samples == 0:
             raise no_samples(fitted)
         total.divisor = divisor(math.fsum(outcome.divisor for outcome in fitted.outcomes))
-        await compute(total.mean_into, out)
+
+        def finish() -> None:
+            for part in fitted.sums:
+                total.limbs[0] += part
+            total.mean_into(out)
+
+        await compute(finish)
 
     async def updates(self, fitted: Fitted) -> list[ClientUpdate]:
         """Bring the rows to this rank, one at a time, in the order of the cohort; they are the caller's."""
@@ -346,9 +362,9 @@ class ServerNode:
         answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.patience)
         return expect(answer, Update).metrics
 
-    async def tell(self, message: Message) -> None:
-        """Send `message` to every other rank."""
-        await asyncio.gather(*(self.node.send(rank, message) for rank in self._ranks))
+    async def tell(self, message: Message, buffer: np.ndarray | None = None) -> None:
+        """Send `message`, and `buffer` beside it, to every other rank."""
+        await asyncio.gather(*(self.node.send(rank, message, buffer) for rank in self._ranks))
 
     @asynccontextmanager
     async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
@@ -410,13 +426,29 @@ class ServerNode:
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
         return place(costs, homes, self.hosting_ranks(), self._placement, preferred=self.states.homes)
 
+    def _goes_directly(self, nbytes: int) -> bool:
+        """Whether an array of `nbytes` goes to or comes from the other ranks in messages."""
+        return nbytes * len(self._ranks) <= self.node.transport.direct_bytes
+
+    def _room_for_sums(self, plan: Plan, shares: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
+        """Where the sums go of the ranks that bring theirs with their reports; none do where a reduction is better."""
+        slots, dtype = self.weights.layout.num_slots, np.dtype(np.int64 if plan.reduction == "exact" else plan.reduction)
+        if plan.needs != "mean" or not self._goes_directly(slots * dtype.itemsize):
+            return {}
+        for rank in self._ranks:
+            room = self._sums.get(rank)
+            if room is None or room.shape != (slots,) or room.dtype != dtype:
+                self._sums[rank] = np.empty(slots, dtype)
+        return {rank: self._sums[rank] for rank in self._ranks if shares.get(rank)}
+
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                        round: int) -> dict[int, R]:
-        """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank."""
+                        round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
+        """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank. What a rank has
+        beside its report goes `into` its array."""
         reports: dict[int, R] = {}
 
         async def ask(rank: int) -> None:
-            answer, _ = await self.node.request(rank, order_of(rank))
+            answer, _ = await self.node.request(rank, order_of(rank), into=into.get(rank))
             reports[rank] = expect(answer, reply)
 
         async def work() -> None:

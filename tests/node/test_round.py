@@ -1,4 +1,7 @@
-"""One round over a world in memory: what goes in, what comes out, what it costs."""
+"""One round over a world in memory: what goes in, what comes out, what it costs.
+
+All of it twice: with weights and sums by collectives, and in messages, as where a world has it that way.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,14 @@ from federation.builtin import DefaultTrainer, FedAvgAggregator
 from federation.core.weights import Weights
 from federation.errors import ClientError, Diverged, RoundError, UpdateError
 from federation.node.round import Plan, check_problems
+from node_comm.memory import MemoryTransport
 from tests.node.worlds import Arrays, constant, f32, in_world, names
+
+
+@pytest.fixture(autouse=True, params=[0, 1 << 22], ids=["collectives", "messages"])
+def direct_bytes(request, monkeypatch):
+    monkeypatch.setattr(MemoryTransport, "direct_bytes", request.param)
+    return request.param
 
 
 def fit_and_mean(arrays, answers, **plan):
@@ -226,7 +236,25 @@ def test_collect_results_refuses_other_methods():
         in_world({"0": f32(0)}, {"client_0": constant([f32(0)])}, program)
 
 
-def test_one_order_one_broadcast_one_reduction_a_round():
+def test_an_update_of_several_words_and_a_rank_without_clients():
+    """The mean of 2**90 and 0 needs further words, which are reduced; the next round has one again, and then one rank idles."""
+    answers = {"a": lambda start, context: ([f32(2.0**90 if context.round == 1 else 0.75)], 1),
+               "b": lambda start, context: ([f32(0)], 1)}
+
+    async def program(server):
+        found = []
+        for number, cohort in ((1, slice(None)), (2, slice(None)), (3, slice(1))):
+            await server.broadcast_weights(Weights.of({"w": f32(0)}))
+            fitted = await server.fit(Plan(number, server.get_connected_clients()[cohort]))
+            mean = Weights.zeros(server.weights.layout)
+            await server.mean(fitted, out=mean)
+            found.append((fitted.limbs, mean["w"].tolist()))
+        return found
+
+    assert in_world({"w": f32(0)}, answers, program) == [(4, [2.0**89]), (1, [0.375]), (1, [0.75])]
+
+
+def test_one_order_one_broadcast_one_reduction_a_round(direct_bytes):
     """The operations of FedAvg, counted at the transport of rank 0 over five rounds and four ranks."""
     counted: dict[str, int] = {}
 
@@ -251,6 +279,10 @@ def test_one_order_one_broadcast_one_reduction_a_round():
 
     found = in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(4)}, program, wrap=count)
     first = 1  # the initial weights
+    if direct_bytes:
+        # To each of four ranks: the weights, and whom to train; sums come with the reports.
+        assert found == {"send": 4 * (5 * 2 + first)}
+        return
     assert found.get("broadcast") == 5 + first
     assert found.get("reduce") == 5
     assert found.get("gather", 0) == found.get("alltoall", 0) == 0

@@ -65,10 +65,15 @@ WIDE = [*RUN, "components.model=model.torch.mlp", "model_config.hidden_sizes=[80
         "num_workers=2", "timer.trace=true"]
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_a_wide_network_and_its_timeline(launch, compiled):
+#: The ways to take a step: without momentum, they are written out for such a network.
+STEPS = {"written out": [], "autograd": ["learner_config.momentum=0.5"],
+         "compiled": ["learner_config.momentum=0.5", "learner_config.compile=true"]}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_wide_network_and_its_timeline(launch, steps):
     """Serial, in worker processes and under mpirun; the trace has what each rank did, and the summary how evenly."""
-    settings = [*WIDE, f"learner_config.compile={compiled}"]
+    settings = [*WIDE, *STEPS[steps]]
     alone = launch(mode="serial", settings=settings)
     assert alone.summary["balance"] == ""
     for world in (dict(mode="parallel"), dict(ranks=2), dict(ranks=4)):
@@ -88,6 +93,5 @@ def test_a_wide_network_and_its_timeline(launch, compiled):
 
 def test_compiled_steps_are_others(launch):
     """Else the test above would prove nothing of them."""
-    digests = {launch(mode="serial", settings=[*WIDE, f"learner_config.compile={compiled}"]).result[0]
-               for compiled in ("false", "true")}
-    assert len(digests) == 2
+    digests = {launch(mode="serial", settings=[*WIDE, *STEPS[steps]]).result[0] for steps in STEPS}
+    assert len(digests) == 3
