@@ -226,8 +226,9 @@ class Weights(Sequence[np.ndarray]):
     @classmethod
     def of(cls, arrays: Arrays, names: Sequence[str] | None = None) -> Weights:
         """A copy of `arrays`, of any memory order and byte order; their layout is `Layout.of(arrays, names)`."""
-        names, given = _named(arrays, names)
-        weights = cls.zeros(Layout(names, [array.shape for array in given], [array.dtype for array in given]))
+        layout = Layout.of(arrays, names)
+        _, given = _named(arrays, names)
+        weights = cls.zeros(layout)
         for target, array in zip(weights, given, strict=True):
             target[...] = array
         return weights

@@ -119,6 +119,14 @@ def test_copies_are_independent_and_never_borrowed():
     assert live.read_only().borrowed
 
 
+def test_copies_know_which_arrays_are_buffers():
+    """Else an optimiser would move statistics as if they were parameters."""
+    weights = Weights.zeros(Layout(["w", "mean"], [(3,), (3,)], [np.float32] * 2, buffers=["mean"]))
+    for kept in (weights.copy(), Weights.of(weights), Weights(Layout.from_dict(weights.layout.to_dict()), weights.buffer)):
+        assert kept.layout.buffers == {"mean"}
+        assert kept.layout.parameters == (0,)
+
+
 def test_a_read_only_view_follows_and_cannot_be_written():
     weights = Weights.of([np.zeros(3)])
     view = weights.read_only()

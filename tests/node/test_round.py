@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from federation import ClientUpdate
-from federation.builtin import DefaultTrainer, FedAvgAggregator
-from federation.core.weights import Weights
+from federation.builtin import DefaultTrainer, FedAdamAggregator, FedAvgAggregator, FedAvgMAggregator
+from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, Diverged, RoundError, UpdateError
 from federation.node.round import Plan, check_problems
 from node_comm.memory import MemoryTransport
@@ -83,6 +83,27 @@ def test_dtypes(dtype):
     mean = fit_and_mean({"w": values}, {name: constant([values]) for name in names(3)})["w"]
     assert mean.astype(float).tolist() == [1, 0, 1]
     assert mean.dtype == np.dtype(dtype).newbyteorder("=")
+
+
+class Normalised(Arrays):
+    """A parameter, and a statistic that is none."""
+
+    def __init__(self, arrays):
+        super().__init__(arrays)
+        self._weights = Weights.zeros(Layout(["w", "mean"], [(1,), (1,)], [np.float32] * 2, buffers=["mean"]))
+
+
+@pytest.mark.parametrize("aggregator", [FedAvgMAggregator(), FedAdamAggregator()])
+def test_a_server_optimiser_moves_parameters_and_averages_statistics(aggregator):
+    async def program(server):
+        trainer = DefaultTrainer(server, Normalised({}), aggregator, {"max_rounds": 2, "min_clients": 1, "evaluate": "none"})
+        await trainer.run()
+        return {name: array.tolist() for name, array in trainer.weights.items()}
+
+    answers = {"a": constant({"w": f32(1), "mean": f32(2)}), "b": constant({"w": f32(1), "mean": f32(6)})}
+    found = in_world({"w": f32(0), "mean": f32(0)}, answers, program)
+    assert found["mean"] == [4.0]
+    assert found["w"] != [1.0]
 
 
 def test_scalars_and_empty_arrays_keep_their_shape():
