@@ -16,8 +16,8 @@ from federation import kernels
 from federation.core.columns import Kernel, column_runs, column_statistic
 from federation.core.gram import Geometry, GramSum
 from federation.core.types import ClientUpdate
-from federation.core.updates import Allocate, Contribution, ExactSum
-from federation.core.weights import Weights
+from federation.core.updates import Contribution, ExactSum
+from federation.core.weights import Allocate, Weights
 from federation.errors import Diverged
 
 Result = TypeVar("Result")

@@ -25,12 +25,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from federation import kernels
-from federation.core.weights import Arrays, Layout, Weights, aligned_empty, check_range, native_order, plain
+from federation.core.weights import Allocate, Arrays, Layout, Weights, aligned_empty, check_range, native_order, plain
 from federation.errors import Diverged, RoundError, UpdateError
 
 Reduction = Literal["exact", "float32", "float64"]
-#: Gives a uint8 vector of so many bytes, at least 8-byte aligned.
-Allocate = Callable[[int], np.ndarray]
 
 #: The most samples that one client may report: products with them stay exact.
 MAX_SAMPLES = 2**48

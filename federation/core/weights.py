@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import ml_dtypes
@@ -23,6 +23,8 @@ SLOT_ALIGNMENT = 8
 _SUPPORTED = {dtype.name: dtype for dtype in sorted(kernels.DTYPES, key=lambda dtype: (dtype.name[0], dtype.itemsize))}
 
 #: A model's arrays as callers hold them: by name, or in the order of the layout.
+#: Gives a uint8 vector of so many bytes, at least 8-byte aligned.
+Allocate: TypeAlias = Callable[[int], np.ndarray]
 Arrays: TypeAlias = "Weights | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike]"
 
 
@@ -217,9 +219,9 @@ class Weights(Sequence[np.ndarray]):
             for shape, dtype, offset in zip(layout.shapes, layout.dtypes, layout.offsets, strict=True))
 
     @classmethod
-    def zeros(cls, layout: Layout) -> Weights:
-        """New weights, all zero."""
-        buffer = aligned_empty(layout.nbytes)
+    def zeros(cls, layout: Layout, allocate: Allocate | None = None) -> Weights:
+        """New weights, all zero, in ordinary memory or in what `allocate` gives."""
+        buffer = (allocate or aligned_empty)(layout.nbytes)
         buffer.fill(0)
         return cls(layout, buffer)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from federation.core.personal import LocalParameters
 from federation.core.random import stream
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Allocate, Layout, Weights
 from federation.data.manager import DataManager, Part
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
 from federation.infra.trace import Spans
@@ -43,8 +43,6 @@ from federation.node.protocol import (
 from federation.node.proxy import partition_index
 from node_comm import Transport
 
-Allocate = Callable[[int], np.ndarray]
-
 #: In a client's state: what compression has left out of its updates so far.
 REST = "compression.rest"
 
@@ -60,7 +58,8 @@ class ClientHost:
     With `learner` and `data` it can host any client of the shared partition; `own` holds learners of clients that
     live here with their own data. `states` are those of the clients that live here at present. `aggregator` weighs
     updates, where it has a rule of its own for that; arrays that match `local_parameters` stay with their clients.
-    `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say). `spans` keep what takes time here.
+    `allocate(nbytes)` gives the uint8 memory for sums (a transport's, say; None: ordinary memory). `spans` keep what takes
+    time here.
     """
 
     def __init__(self, learner: Learner | None = None, data: DataManager | None = None, *, seed: int = 0,
@@ -79,7 +78,7 @@ class ClientHost:
         self._local: LocalParameters | None = None
         self._local_patterns = tuple(local_parameters)
         self._seed = seed
-        self._allocate = allocate
+        self.allocate = allocate
         self._sum: UpdateSum | None = None
         self._sum_kind: tuple[str, Layout] | None = None
         self._rows: dict[str, tuple[Weights, Mapping[str, Any]]] = {}
@@ -110,7 +109,7 @@ class ClientHost:
         self._rows.clear()
         self._packed.clear()
         self._sum = self._sum_kind = self._packing = None
-        self._allocate = allocate or self._allocate
+        self.allocate = allocate or self.allocate
 
     def fit(self, order: Fit) -> FitReport:
         """Train the clients of `order`, adding up (needs "mean") or keeping their updates.
@@ -219,7 +218,7 @@ class ClientHost:
 
     def combine(self, order: Combine) -> Combined:
         """Add up rows of the last `fit`, times coefficients, into `sum`."""
-        total = combination(self._start(), len(order.coefficients), self._allocate)
+        total = combination(self._start(), len(order.coefficients), self.allocate)
         for client_id, coefficient in order.coefficients.items():
             total.add(client_id, self._rows[client_id][0], 1, Contribution(coefficient, 0.0))
         self._sum, self._sum_kind = total, None
@@ -295,7 +294,7 @@ class ClientHost:
         kind = (order.reduction, start.layout)
         if self._sum is None or self._sum_kind != kind:
             self._sum = make_sum(order.reduction, start.layout, start, total_samples=order.total_samples,
-                                 cohort_size=order.cohort_size, allocate=self._allocate)
+                                 cohort_size=order.cohort_size, allocate=self.allocate)
             self._sum_kind = kind
         else:
             self._sum.reset(start, total_samples=order.total_samples, cohort_size=order.cohort_size)

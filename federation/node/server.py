@@ -30,7 +30,7 @@ from federation.core.matrix import Matrix
 from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import UpdateSum
-from federation.core.weights import Weights
+from federation.core.weights import Layout, Weights
 from federation.data.manager import Part
 from federation.errors import ClientError, FederationError, RoundError, UpdateError
 from federation.infra.threads import apply_threads
@@ -193,6 +193,10 @@ class ServerNode:
     def get_connected_clients(self) -> list[ClientProxy]:
         """All clients, in the table's order."""
         return [self.clients[index] for index in range(len(self.clients))]
+
+    def new_weights(self, layout: Layout) -> Weights:
+        """Weights, all zero, in memory that a broadcast moves with fewest copies."""
+        return Weights.zeros(layout, self.host.allocate)
 
     async def broadcast_weights(self, weights: WeightsLike, num_model: int | None = None) -> None:
         """Give `weights` to every rank, in one broadcast: what clients start from until the next one.

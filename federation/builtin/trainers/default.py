@@ -49,7 +49,7 @@ class DefaultTrainer(Trainer):
                               "it goes with components.trainer: federated.trainer.async")
         if self.config.concurrency is not None:
             raise ConfigError("trainer_config.concurrency: is for federated.trainer.async; rounds train cohort_size clients")
-        self.weights, self._num_model = _with_shared(Weights.of(model.get_weights()), aggregator)
+        self.weights, self._num_model = _begun(server, model, aggregator)
         self.round = 0
         self.seed = seed
         self.reduction = reduction
@@ -60,7 +60,7 @@ class DefaultTrainer(Trainer):
         self._cohorts = Cohorts(self.config, seed)
         self._compression = Compression(self.config.compression.codec, self.config.compression.fraction)
         self._fit_config = dict(fit_config or {})
-        self._spare = Weights.zeros(self.weights.layout)
+        self._spare = server.new_weights(self.weights.layout)
         self._update_bytes = sum(array.nbytes for array in self.weights)
         if self._compression:
             local = LocalParameters(self.config.local_parameters, self.weights.head(self._num_model).layout)
@@ -223,11 +223,10 @@ class DefaultTrainer(Trainer):
         self.round = snapshot.round
 
 
-def _with_shared(model: Weights, aggregator: Aggregator) -> tuple[Weights, int]:
-    """The model's weights with what the aggregator shares beside them, zero at first; and the number of the former."""
-    shared = aggregator.shared(model.layout)
-    if shared is None:
-        return model, len(model)
-    weights = Weights.zeros(model.layout.followed_by(shared))
-    weights.head(len(model)).copy_from(model)
-    return weights, len(model)
+def _begun(server: ServerNode, model: Model, aggregator: Aggregator) -> tuple[Weights, int]:
+    """The model's weights, then what the aggregator shares beside them, zero at first; and the number of the former."""
+    own = model.weights
+    shared = aggregator.shared(own.layout)
+    weights = server.new_weights(own.layout if shared is None else own.layout.followed_by(shared))
+    weights.head(len(own)).copy_from(own)
+    return weights, len(own)
