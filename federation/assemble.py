@@ -19,7 +19,6 @@ from federation.core.learner import Context, Learner
 from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
-from federation.core.weights import Weights
 from federation.data.cache import cache_folder
 from federation.data.load import clients_test_samples, column_of, load_dataset, load_partition
 from federation.data.manager import DataManager
@@ -159,7 +158,7 @@ def client_name(config: Config) -> str:
 
 def remote_setup(config: Config, parts: Parts) -> dict[str, str]:
     """What a server and a client of a network must have in common: the seed of all draws, and the model's layout."""
-    layout = Weights.of(parts.make_model().get_weights()).layout
+    layout = parts.make_model().weights.layout
     return {"seed": str(config.seed), "model": str(layout.to_dict())}
 
 

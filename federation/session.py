@@ -123,7 +123,8 @@ class Session:
             trainer = survival.trainer
         finally:
             recorder.close()
-        weights = Weights.of(trainer.model.get_weights())
+        given = trainer.model.get_weights()
+        weights = given if isinstance(given, Weights) else Weights.of(given)
         rounds = trainer.round if isinstance(trainer, Resumable) else config.trainer_config.max_rounds
         final = {key: value for key, value in recorder.last.items() if key not in ("round", "seconds")}
         balance = str(getattr(trainer, "balance", ""))

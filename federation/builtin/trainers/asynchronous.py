@@ -69,7 +69,7 @@ class AsyncTrainer(Trainer):
         self.server: ServerNode = server
         self.config: TrainerConfig = trainer_config(config)
         self.aggregator: AsyncAggregator = _checked(self.config, aggregator)
-        self.weights = Weights.of(model.get_weights())
+        self.weights = Weights.of(model.weights)
         self.round = 0
         self.seed = seed
         self.on_divergence = on_divergence
