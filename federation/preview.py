@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from federation.assemble import load_data
 from federation.config import Config, load_config
+from federation.config_settings import RESERVED, setting_parameters
 from federation.data.manager import DataManager
 from federation.errors import DataError
 from federation.registry.registry import load_plugins, resolve
@@ -132,6 +132,7 @@ def _batch_size(config: Config) -> int | None:
     given = config.learner_config.get("batch_size")
     if given is None:
         load_plugins(config.plugins)
-        parameter = inspect.signature(resolve(config.components.learner or "", "learner")).parameters.get("batch_size")
-        given = None if parameter is None else parameter.default
+        learner = resolve(config.components.learner or "", "learner")
+        if "batch_size" in (settings := setting_parameters(learner, RESERVED["learner"])):
+            given = settings["batch_size"][0].default
     return given if isinstance(given, int) and not isinstance(given, bool) else None

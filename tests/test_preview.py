@@ -41,6 +41,8 @@ def test_small_clients_are_warned_about() -> None:
         assert f"warning: {small} of 30 clients have fewer samples than a batch ({batch})" in preview(
             None, (*SETTINGS, f"learner_config.batch_size={batch}"))
     assert "warning" not in preview(None, ("learner_config.batch_size=1",))
+    for learner in ("default", "fedprox"):  # whose batches have 32 samples where nothing else is said
+        assert "fewer samples than a batch (32)" in preview(None, (*SETTINGS, f"components.learner=federated.learner.{learner}"))
 
 
 def test_empty_clients_are_warned_about() -> None:
