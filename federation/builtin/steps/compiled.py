@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad_and_value
-from torch.nn import functional
+from torch.func import grad_and_value
 
 from federation.builtin.steps.contract import Loss
+from federation.builtin.steps.torch_losses import weighted_loss
 from federation.errors import ConfigError
 
 
@@ -32,18 +32,7 @@ class CompiledGradients:
         config.compile_threads = 1  # its pool of processes would outlive the run, and MPI does not like forks
         self._parameters = list(parameters.values())
         self._largest = largest
-        names = list(parameters)
-
-        def loss(values: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(x.device.type, low_precision, enabled=low_precision is not None):
-                scores = functional_call(module, dict(zip(names, values, strict=True)), (x,))
-            wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            if kind == "mse":
-                each = (wide.reshape(y.shape) - y.to(wide.dtype)).square().reshape(len(y), -1).mean(1)
-            else:
-                each = functional.cross_entropy(wide, y, reduction="none")
-            mean: torch.Tensor = (each * weights).sum() / weights.sum()
-            return mean
+        loss = weighted_loss(module, list(parameters), kind, low_precision)
 
         def gradients(values: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor,
                       weights: torch.Tensor) -> tuple[Sequence[torch.Tensor], torch.Tensor]:

@@ -20,6 +20,12 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def as_inputs(x: np.ndarray, dtype: torch.dtype | None) -> torch.Tensor:
+    """Samples for a model of parameters of `dtype` (None: it has none): in that dtype, where both are floating-point."""
+    samples = as_tensor(x)
+    return samples.to(dtype) if dtype is not None and dtype.is_floating_point and samples.is_floating_point() else samples
+
+
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """A copy of the tensor's values, whatever device it is on."""
     here = tensor.detach().cpu().contiguous()

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from federation.builtin.steps.compiled import CompiledGradients
-from federation.builtin.steps.contract import Correction, Loss, Session, StepSettings, wrong_outputs
+from federation.builtin.steps.contract import Correction, Loss, Session, StepSettings
 from federation.builtin.steps.dense import DenseSession, DenseSteps
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
 from federation.builtin.steps.loss_scale import LossScale
 from federation.builtin.steps.optimizers import Adam, Optimizer, Sgd
-from federation.builtin.steps.torch_arrays import as_array, as_tensor
+from federation.builtin.steps.torch_arrays import as_array, as_inputs, as_tensor
 from federation.builtin.steps.torch_gradients import Adjustment
+from federation.builtin.steps.torch_losses import loss_of
 from federation.builtin.steps.torch_random import private_randomness
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError
@@ -149,10 +149,8 @@ class TorchSteps:
 
     def _inputs(self, x: np.ndarray) -> torch.Tensor:
         """Samples in the model's floating-point dtype; float32 ones share the array's memory."""
-        samples = as_tensor(x)
         named = self._all_parameters(self._model.module)
-        dtype = named[0][1].dtype if named else samples.dtype
-        return samples.to(dtype) if samples.is_floating_point() and dtype.is_floating_point else samples
+        return as_inputs(x, named[0][1].dtype if named else None)
 
     def _optimizer(self, name: str) -> Optimizer:
         """The one of this name, made once."""
@@ -278,17 +276,3 @@ class TorchSession:
 def _laid_out(x: torch.Tensor) -> torch.Tensor:
     """Images with the channels of a pixel side by side, as convolutions like them best; anything else as it is."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
-
-
-def loss_of(scores: torch.Tensor, y: torch.Tensor, kind: Loss) -> torch.Tensor:
-    """The mean loss of a batch. For mse, scores have as many values as `y`, in whatever shape.
-
-    Raises ConfigError where the model has too few or too many outputs for the loss.
-    """
-    if kind == "mse":
-        if scores.numel() != y.numel():
-            raise wrong_outputs(kind, scores.shape[1:].numel())
-        return functional.mse_loss(scores.reshape(y.shape), y.to(scores.dtype))
-    if scores.ndim < 2 or scores.shape[1] < 2:
-        raise wrong_outputs(kind, scores.shape[1:].numel())
-    return functional.cross_entropy(scores, y)
