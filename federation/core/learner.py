@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -25,6 +25,15 @@ class Context:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One of several clients that are trained at once: what `bind` takes, and the weights (borrowed) to start from."""
+
+    data: Any
+    context: Context
+    start: Weights
+
+
 class Learner(ABC):
     """Trains `model` on the data of one client at a time.
 
@@ -37,6 +46,7 @@ class Learner(ABC):
     shared: the arrays that the aggregator shares beside the model (SCAFFOLD's control variate, say), read-only; None
     where it shares none.
     implements: names of the learners that aggregators ask for which this one can stand in for.
+    clients_at_once: how many clients `fit_many` takes; 1 where there is none, and `fit` trains one after the other.
 
     Settings are named, typed keyword arguments of the constructor, filled from `learner_config`.
     """
@@ -44,6 +54,7 @@ class Learner(ABC):
     implements: ClassVar[tuple[str, ...]] = ()
     client_state: Mapping[str, np.ndarray] = MappingProxyType({})
     shared: Weights | None = None
+    clients_at_once: int = 1
 
     def __init__(self, model: Model | None = None, data: Any = None) -> None:
         self.model = model
@@ -78,6 +89,15 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self, config: Mapping[str, Any] | None = None) -> EvalResult:
         """Evaluate the present weights on the present client's evaluation data."""
+
+    def fit_many(self, turns: Sequence[Turn],
+                 config: Mapping[str, Any] | None = None) -> Iterator[tuple[int, TrainResult | Exception]]:
+        """Train up to `clients_at_once` clients together, which keep no state; `config` is as for `fit`.
+
+        Yields each one's index in `turns` and result, whose weights are borrowed until the next is asked for, or the
+        exception that `fit` would have raised; in any order. A result must not depend on who the others are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has clients_at_once={self.clients_at_once}, and no fit_many")
 
     def personal_weights(self, weights: Weights) -> WeightsLike | None:
         """The present client's own model, where it has one beside the global `weights` (read-only); None: it has none.

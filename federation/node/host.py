@@ -1,4 +1,4 @@
-"""The clients of one rank: they are trained here one after the other, and added up as they finish.
+"""The clients of one rank: they are trained here, one after the other or some at once, and added up as they finish.
 
 Plain synchronous code: it runs on the process's computing thread and knows nothing of messages.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from federation.core.aggregator import Aggregator, MeanAggregator, count_of
 from federation.core.compression import Packing
-from federation.core.learner import Context, Learner
+from federation.core.learner import Context, Learner, Turn
 from federation.core.matrix import checked_row, combination
 from federation.core.metrics import MetricSum
 from federation.core.personal import LocalParameters
@@ -24,6 +24,7 @@ from federation.core.random import stream
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
 from federation.core.weights import Allocate, Layout, Weights
+from federation.data.client_data import ClientData
 from federation.data.manager import DataManager, Part
 from federation.errors import ClientError, Diverged, FederationError, UpdateError
 from federation.infra.trace import Spans
@@ -116,34 +117,36 @@ class ClientHost:
 
         A client whose code raises, or whose update is not finite, contributes nothing and is reported. An update
         that does not fit the model is a fault of the program: the rest is left, and the report says so. Clients that
-        are not begun by the deadline of `order` are left without a word.
+        are not begun by the deadline of `order` are left without a word. Those that the learner trains at once begin
+        together, and share the seconds that it takes.
         """
         began = time.perf_counter()
         total = self._begin(order)
         metrics, outcomes, problems, refused = MetricSum(), [], [], ""
-        for client_id in order.clients:
+        for group in self._groups(order.clients):
             is_late = order.deadline is not None and time.perf_counter() - began >= order.deadline
             if is_late or self.stopping.is_set():
                 break
-            started = time.perf_counter()
-            try:
-                with self.spans.span("fit", client_id):
-                    result = self._fit_one(client_id, order.round, order.config)
-            except Exception as error:
-                problems.append(_problem(client_id, "failed", error))
-                continue
-            try:
-                with self.spans.span("add", client_id):
-                    divisor, rest = self._take(client_id, result, order, total)
-            except Diverged as error:
-                problems.append(_problem(client_id, "diverged", error))
-                continue
-            except UpdateError as error:
-                refused = str(error)
+            started, taken = time.perf_counter(), []
+            for client_id, result in self._results(group, order):
+                if isinstance(result, Exception):
+                    problems.append(_problem(client_id, "failed", result))
+                    continue
+                try:
+                    with self.spans.span("add", client_id):
+                        divisor, rest = self._take(client_id, result, order, total)
+                except Diverged as error:
+                    problems.append(_problem(client_id, "diverged", error))
+                    continue
+                except UpdateError as error:
+                    refused = str(error)
+                    break
+                metrics.add(result.metrics, result.num_samples)
+                taken.append((client_id, result.num_samples, divisor, self._keep(client_id, result, rest)))
+            seconds = (time.perf_counter() - started) / len(group)
+            outcomes += [Outcome(name, count, seconds, divisor, keeps) for name, count, divisor, keeps in taken]
+            if refused:
                 break
-            metrics.add(result.metrics, result.num_samples)
-            seconds = time.perf_counter() - started
-            outcomes.append(Outcome(client_id, result.num_samples, seconds, divisor, self._keep(client_id, result, rest)))
         limbs = 0 if total is None else len(total.limbs)
         return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
                          seconds=time.perf_counter() - began, spans=self.spans.take())
@@ -300,6 +303,47 @@ class ClientHost:
             self._sum.reset(start, total_samples=order.total_samples, cohort_size=order.cohort_size)
         return self._sum
 
+    @property
+    def _at_once(self) -> int:
+        """How many clients the learner trains together; those with learners of their own are trained by these."""
+        return 1 if self.own or self.learner is None else self.learner.clients_at_once
+
+    def _groups(self, clients: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The clients in the order in which they are trained, those together that the learner trains at once."""
+        size = self._at_once
+        return (clients[first:first + size] for first in range(0, len(clients), size))
+
+    def _results(self, group: Sequence[str], order: Fit) -> Iterator[tuple[str, TrainResult | Exception]]:
+        """What comes of these clients, each result as soon as it is there, and valid until the next; or why one failed."""
+        if self.learner is None or self._at_once == 1:
+            yield from ((client_id, self._result_of(client_id, order)) for client_id in group)
+            return
+        turns: dict[str, Turn] = {}
+        for client_id in group:
+            try:
+                data = self._data_of(client_id, order.round)
+                turns[client_id] = Turn(data, Context(client_id, order.round, self._seed), self._personal_start(client_id))
+            except Exception as error:
+                yield client_id, error
+        left = list(turns)
+        try:
+            with self.spans.span("fit", ", ".join(turns)):
+                for index, result in self.learner.fit_many(list(turns.values()), {**order.config, "round": order.round}):
+                    client_id = list(turns)[index]
+                    checked = result if isinstance(result, Exception) else _checked(result, TrainResult)
+                    left.remove(client_id)
+                    yield client_id, checked
+        except Exception as error:
+            yield from ((client_id, error) for client_id in left)
+
+    def _result_of(self, client_id: str, order: Fit) -> TrainResult | Exception:
+        """What comes of one client that is trained by itself."""
+        try:
+            with self.spans.span("fit", client_id):
+                return self._fit_one(client_id, order.round, order.config)
+        except Exception as error:
+            return error
+
     def _fit_one(self, client_id: str, round: int, config: Mapping[str, Any], note_round: bool = True) -> TrainResult:
         with self._turn(client_id, round) as learner:
             learner.set_weights(self._personal_start(client_id))
@@ -376,16 +420,25 @@ class ClientHost:
         if client_id in self.own:
             assert learner is not None
             learner.bind(learner.data, context)
-        elif learner is None or self.data is None:
-            raise FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
+        elif learner is None:
+            raise self._not_here(client_id)
         else:
-            with self.spans.span("load", client_id):
-                data = self.data.client(partition_index(client_id), round)
+            data = self._data_of(client_id, round)
             learner.bind(data.measured_on_validation() if part == "validation" else data, context)
         self._start()
         learner.client_state = self.states.of(client_id)
         learner.shared = self._shared
         yield learner
+
+    def _data_of(self, client_id: str, round: int) -> ClientData:
+        """The samples of a client of the partition."""
+        if self.data is None:
+            raise self._not_here(client_id)
+        with self.spans.span("load", client_id):
+            return self.data.client(partition_index(client_id), round)
+
+    def _not_here(self, client_id: str) -> FederationError:
+        return FederationError(f"this rank hosts {sorted(self.own)}, not {client_id}")
 
     def _personal_start(self, client_id: str) -> Weights:
         """What `client_id` starts from: the global model, with its own values where it has local ones."""
