@@ -26,6 +26,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     if config.mode != "client":
         yield from _clients(config, sound)
     yield from _evaluation(config, sound)
+    yield from _clients_at_once(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
     if config.mode in ("server", "client", "distributed"):
@@ -117,6 +118,17 @@ def _evaluation(config: Config, sound: Sound) -> Iterator[Broken]:
             and sound(where, share, "data"):
         yield where, (f"{config.trainer_config.evaluate} needs test data on the clients; set {share}, such as 0.2, or "
                       "evaluate: server")
+
+
+def _clients_at_once(config: Config, sound: Sound) -> Iterator[Broken]:
+    where = "learner_config.client_batch"
+    size = config.learner_config.get("client_batch")
+    if not isinstance(size, int) or size <= 1 or not sound(where, "mode", "components.trainer"):
+        return
+    if config.components.trainer == "federated.trainer.async":
+        yield where, f"{size}: federated.trainer.async gives a rank one client at a time; leave it out, or train in rounds"
+    if config.mode == "client" or (config.mode == "distributed" and config.role == "client"):
+        yield where, f"{size}: a client of a network is one client; leave it out"
 
 
 def _sides(config: Config, sound: Sound) -> Iterator[Broken]:

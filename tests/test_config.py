@@ -291,6 +291,11 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
      "trainer_config.server_hosts_clients"),
     ("mode: server\ntransport: {address: '127.0.0.1:1'}\ncomponents: {trainer: federated.trainer.async, "
      "aggregator: federated.aggregator.fedasync}", "components.trainer"),
+    ("mode: client\nclient_id: 1\ntransport: {address: 'a:1'}\nlearner_config: {client_batch: 8}", "learner_config.client_batch"),
+    ("components: {trainer: federated.trainer.async, aggregator: federated.aggregator.fedasync}\n"
+     "learner_config: {client_batch: 8}", "learner_config.client_batch"),
+    ("components: {learner: federated.learner.fedprox}\nlearner_config: {client_batch: 8}", "learner_config.client_batch"),
+    ("learner_config: {client_batch: 0.5}", "learner_config.client_batch"),
     ("mode: client\nrole: server\nclient_id: a\ntransport: {address: 'a:1'}", "role"),
     ("role: client", "role"),
     ("role: client\nmode: serial", "role"),

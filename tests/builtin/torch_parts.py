@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from federation.builtin import TorchModel
 from federation.core.random import stream
 from federation.data.client_data import ClientData
 from federation.data.draws import shuffled
@@ -92,3 +95,56 @@ class Tied(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decode(torch.relu(self.encode(x)))
+
+
+class Branched(nn.Module):
+    """Sums and joins of branches, and a scalar parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.scale = nn.Linear(13, 7), nn.Linear(13, 6, bias=False), nn.Parameter(torch.tensor(0.7))
+        self.output = nn.Linear(19, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.left(x).relu() - self.scale, self.right(x).neg()
+        return self.output(torch.cat([left * 2, right, left[:, 1:] / 3], 1))
+
+
+class Characters(nn.Module):
+    """Numbers of characters; the last one's values count double."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(11, 3), nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.embedding(x.relu().mul(4).tanh().mul(10).long())
+        return self.output(found.mean(1) + found[:, -1])
+
+
+def images(*layers: nn.Module) -> nn.Sequential:
+    """Layers between an image of 7 x 7 and five scores; lazy until it is called."""
+    return nn.Sequential(nn.Unflatten(1, (1, 7, 7)), *layers, nn.Flatten(), nn.LazyLinear(5))
+
+
+#: Modules with odd sizes, in whose training every operation occurs of which the same bits at every place are promised.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "relu": (lambda: nn.Sequential(nn.Linear(13, 33), nn.ReLU(inplace=True), nn.Linear(33, 5)), 13),
+    "tanh": (lambda: nn.Sequential(nn.Linear(13, 33), nn.Tanh(), nn.Linear(33, 5)), 13),
+    "norms": (lambda: nn.Sequential(nn.Linear(13, 33), nn.LayerNorm(33), nn.Tanh(), nn.Linear(33, 5)), 13),
+    "leaky": (lambda: nn.Sequential(nn.Linear(13, 33), nn.LeakyReLU(), nn.Linear(33, 5)), 13),
+    "branched": (Branched, 13),
+    "embedding": (Characters, 9),
+    "convolution": (lambda: images(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 5, 3, padding=1), nn.MaxPool2d(2)), 49),
+    "group norm": (lambda: images(nn.ZeroPad2d(1), nn.Conv2d(1, 6, 3, stride=2), nn.GroupNorm(2, 6), nn.AvgPool2d(2)), 49),
+    "pooled": (lambda: images(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1)), 49),
+}
+
+
+def model_of(name: str) -> TorchModel:
+    """One of NETWORKS, the same each time."""
+    make, width = NETWORKS[name]
+    torch.manual_seed(0)
+    module = make()
+    module(torch.zeros(2, width))
+    return TorchModel(module, (width,), 5)

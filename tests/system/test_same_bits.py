@@ -95,3 +95,28 @@ def test_compiled_steps_are_others(launch):
     """Else the test above would prove nothing of them."""
     digests = {launch(mode="serial", settings=[*WIDE, *STEPS[steps]]).result[0] for steps in STEPS}
     assert len(digests) == 3
+
+
+#: Eight of twenty clients in a round, of 4 to 200 samples, three at once: groups of one, two and three clients on the ranks.
+TOGETHER = [*RUN, "components.model=model.torch.mlp", "trainer_config.max_rounds=3", "num_workers=2", "timer.trace=true",
+            "learner_config.client_batch=3", "learner_config.momentum=0.9", "learner_config.local_epochs=2"]
+
+
+def test_clients_that_are_trained_at_once(launch):
+    """Whoever is in a group, and however many: serial, in worker processes, under mpirun, and placed as badly as can be."""
+    alone = launch(mode="serial", settings=TOGETHER)
+    sizes = set()
+    for world in (dict(), dict(mode="parallel"), dict(ranks=3), dict(ranks=4, worst=["trainer_config.placement=last_rank"])):
+        run = launch(settings=[*TOGETHER, *world.pop("worst", [])], **world)
+        assert run.result == alone.result
+        events = [event for event in json.loads((run.folder / "trace.json").read_text()) if event["ph"] == "X"]
+        groups = [event["args"]["client"].split(", ") for event in events if event["name"] == "fit" and "args" in event]
+        assert sum(map(len, groups)) == 3 * 8
+        sizes |= {len(group) for group in groups}
+    assert sizes == {1, 2, 3}
+
+
+def test_the_number_trained_at_once_is_part_of_the_numbers(launch):
+    """Else the test above would prove nothing of them."""
+    digests = {launch(mode="serial", settings=[*TOGETHER, f"learner_config.client_batch={size}"]).result[0] for size in (1, 3)}
+    assert len(digests) == 2

@@ -166,11 +166,7 @@ class SteppedLearner(Learner):
     def _descend(self, task: Task, correction: Correction | None = None, purpose: str = "") -> Descent:
         """Take the task's steps, each gradient corrected. `purpose` keys the draws of training beside the usual one."""
         data, settings, step_settings = task.data, task.settings, task.step_settings
-        metrics: dict[str, float] = {}
-        if "start_loss" in task.metrics:
-            found = self._steps.evaluate(data.x, data.y, step_settings, self._eval_batch_size,
-                                         self.random_seed("start_loss"))
-            metrics["start_loss"] = found["loss"]
+        started = self._start_metrics(task)
         kept = {name.removeprefix(MOMENTUM): array for name, array in self.client_state.items()
                 if name.startswith(MOMENTUM)} if self._keep_momentum and not purpose else None
         with self._steps.training(data, step_settings, self.random_seed(f"{purpose}training"), correction,
@@ -178,12 +174,25 @@ class SteppedLearner(Learner):
             for batch in self._batches(len(data.y), task.smallest_batch, settings, purpose):
                 session.step(batch)
             momentum = session.momentum() if self._keep_momentum else {}
-        metrics["train_loss"] = session.mean_loss()
-        if "local_steps" in task.metrics:
-            metrics["local_steps"] = session.num_steps
-        if "normaliser" in task.metrics:
-            metrics["normaliser"] = normaliser(step_settings, session.num_steps, correction.proximal if correction else 0.0)
+        metrics = {**started, **self._end_metrics(task, session.num_steps, session.mean_loss(), correction)}
         return Descent(session.num_steps, metrics, {MOMENTUM + name: array for name, array in momentum.items()})
+
+    def _start_metrics(self, task: Task) -> dict[str, float]:
+        """What `task` asks for of the present weights, before training."""
+        if "start_loss" not in task.metrics:
+            return {}
+        found = self._steps.evaluate(task.data.x, task.data.y, task.step_settings, self._eval_batch_size,
+                                     self.random_seed("start_loss"))
+        return {"start_loss": found["loss"]}
+
+    def _end_metrics(self, task: Task, num_steps: int, loss: float, correction: Correction | None = None) -> dict[str, float]:
+        """The metrics of `num_steps` steps with this mean loss."""
+        metrics = {"train_loss": loss}
+        if "local_steps" in task.metrics:
+            metrics["local_steps"] = num_steps
+        if "normaliser" in task.metrics:
+            metrics["normaliser"] = normaliser(task.step_settings, num_steps, correction.proximal if correction else 0.0)
+        return metrics
 
     def _task(self, config: Mapping[str, Any] | None) -> Task | None:
         """What `config` asks for, on the present client's data; None where they do not make a step."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from federation.builtin.steps.group_steps import TorchGroupSteps
 from federation.builtin.steps.torch_arrays import as_tensor
 from federation.builtin.steps.torch_steps import TorchSteps
 from federation.core.model import Model
@@ -102,6 +103,10 @@ class TorchModel(Model):
     def make_steps(self) -> TorchSteps:
         """How a learner trains this model."""
         return TorchSteps(self)
+
+    def make_group_steps(self, size: int) -> TorchGroupSteps:
+        """How a learner trains this model for up to `size` clients at once."""
+        return TorchGroupSteps(self, size)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchModel:
         """A model of its own: a module's tensors, copied one by one, would no longer lie in one buffer."""

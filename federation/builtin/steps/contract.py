@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from federation.core.weights import Weights
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError, DataError
 
@@ -130,6 +131,42 @@ class SteppedModel(Protocol):
 
     def make_steps(self) -> Steps:
         """How to train it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Member:
+    """One client of a group: its samples, those of each of its steps as indices (int64; at least one step), and the weights
+    that it starts from (borrowed)."""
+
+    data: ClientData
+    batches: Sequence[np.ndarray]
+    start: Weights
+
+
+class GroupSteps(Protocol):
+    """A model's way to be trained for several clients at once, each with weights of its own."""
+
+    def problems(self, settings: StepSettings) -> list[str]:
+        """What of `settings` does not go with that, and why this model may not; one sentence each."""
+        ...
+
+    def train(self, members: Sequence[Member], settings: StepSettings, batch_size: int) -> Iterator[tuple[int, float]]:
+        """Train from the members' weights, each with a fresh optimiser, in steps of up to `batch_size` samples.
+
+        Yields (index of the member, its mean loss as in Session.mean_loss) as soon as a member has taken its steps; until
+        the next is asked for, the model has its weights. What comes out for one does not depend on the others, nor on
+        its place among them. Raises for all where one cannot be trained.
+        """
+        ...
+
+
+@runtime_checkable
+class GroupedModel(Protocol):
+    """A model that can be trained for several clients at once."""
+
+    def make_group_steps(self, size: int) -> GroupSteps:
+        """How to train it for up to `size` clients at once."""
         ...
 
 

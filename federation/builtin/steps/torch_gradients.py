@@ -53,5 +53,12 @@ def _clipped(gradients: Tensors, clip_norm: float) -> Tensors:
     return list(torch._foreach_mul(gradients, torch.clamp(clip_norm / (norm + CLIP_EPSILON), max=1.0)))
 
 
+def clipped_each(gradients: Tensors, clip_norm: float) -> Tensors:
+    """The same for several clients: each gradient is [clients, *shape], and each client's are scaled by its own norm."""
+    norms = [torch.linalg.vector_norm(gradient.reshape(len(gradient), -1), dim=1) for gradient in gradients]
+    factors = torch.clamp(clip_norm / (torch.linalg.vector_norm(torch.stack(norms, 1), dim=1) + CLIP_EPSILON), max=1.0)
+    return [gradient * factors.reshape(-1, *[1] * (gradient.ndim - 1)) for gradient in gradients]
+
+
 def _like(parameters: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray]) -> Tensors:
     return [as_tensor(arrays[name]).to(parameter.device) for name, parameter in parameters.items()]
