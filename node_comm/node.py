@@ -59,6 +59,13 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
         raise errors.exceptions[0] from None
 
 
+async def give_up(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel what of `tasks` is not done, and wait until it has ended; nobody wants to know what came of them."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class _Pending(NamedTuple):
     dest: int
     future: asyncio.Future[tuple[Message, np.ndarray | None]]
@@ -118,18 +125,30 @@ class Node:
         The reply's array is written into `into` (over a Star, it can be added to a sum), or is a new one. Raises
         RemoteFailure when the peer raised, Timeout after `timeout` seconds, and what ended this node, if something did.
         """
+        try:
+            async with asyncio.timeout(timeout):
+                return await (await self.ask(dest, message, buffer, into=into))
+        except TimeoutError:
+            raise Timeout(f"rank {dest} did not answer {type(message).__name__} within {timeout:g} s") from None
+
+    async def ask(self, dest: int, message: Message, buffer: np.ndarray | None = None, *,
+                  into: np.ndarray | Adding | None = None) -> asyncio.Future[tuple[Message, np.ndarray | None]]:
+        """`request` in two steps: send `message`, and return the future that its reply comes in.
+
+        `dest` gets what it is asked for one call after the other in their order; it may answer in any. Who cancels the
+        future wants no reply any more. Raises what ended this node, if something did.
+        """
         self._check_alive()
         number = next(self._numbers)
         future: asyncio.Future[tuple[Message, np.ndarray | None]] = asyncio.get_running_loop().create_future()
         self._pending[number] = _Pending(dest, future, into)
+        future.add_done_callback(lambda done: self._forget(number, done))
         try:
-            async with asyncio.timeout(timeout):
-                await self.transport.send(dest, self._codec.encode(message, request=number), buffer)
-                return await future
-        except TimeoutError:
-            raise Timeout(f"rank {dest} did not answer {type(message).__name__} within {timeout:g} s") from None
-        finally:
-            del self._pending[number]
+            await self.transport.send(dest, self._codec.encode(message, request=number), buffer)
+        except BaseException:
+            future.cancel()
+            raise
+        return future
 
     async def reply(self, incoming: Incoming, message: Message, buffer: np.ndarray | None = None) -> None:
         """Answer `incoming`; does nothing for a message that wants no answer."""
@@ -180,14 +199,20 @@ class Node:
                 logger.warning("rank %d: %s", received.source, error)
                 transport.drop(received.source, f"protocol: {error}")
 
+    def _forget(self, number: int, future: asyncio.Future[tuple[Message, np.ndarray | None]]) -> None:
+        """A question is settled. Its error is looked at, so that none is reported that the asker did not wait for."""
+        del self._pending[number]
+        if not future.cancelled():
+            future.exception()
+
     def _destination(self, header: bytes, description: Description) -> np.ndarray | None:
-        pending = self._pending.get(self._codec.open(header).reply)
+        pending = self._waiting(self._codec.open(header).reply)
         return pending.into if pending is not None and isinstance(pending.into, np.ndarray) else None
 
     def _sink(self, source: int, header: bytes, description: Description) -> Sink:
         """Where an array goes that comes over a Star. A server takes none that it has not asked this peer for."""
         envelope = self._codec.open(header)
-        pending = self._pending.get(envelope.reply) if envelope.reply else None
+        pending = self._waiting(envelope.reply)
         if pending is not None and pending.dest == source:
             return pending.into
         if envelope.reply:
@@ -195,6 +220,11 @@ class Node:
         if self.transport.rank == 0 and description.nbytes > UNASKED_BYTES:
             raise ProtocolError(f"{description} was not asked for")
         return None
+
+    def _waiting(self, number: int) -> _Pending | None:
+        """The question `number`, if somebody still waits for its reply."""
+        pending = self._pending.get(number)
+        return None if pending is None or pending.future.done() else pending
 
     def _lost(self, rank: int, reason: str) -> None:
         """A peer of an open world is gone: nobody waits for it any more, and `recv` says so."""
@@ -212,8 +242,8 @@ class Node:
         if not envelope.reply:
             self._inbox.put_nowait(Incoming(received.source, message, received.buffer, envelope.request))
             return
-        pending = self._pending.get(envelope.reply)
-        if pending is None or pending.dest != received.source or pending.future.done():
+        pending = self._waiting(envelope.reply)
+        if pending is None or pending.dest != received.source:
             return  # the asker gave up (time-out, cancellation); a late reply is nobody's
         if isinstance(message, Failure):
             pending.future.set_exception(RemoteFailure(
