@@ -46,13 +46,17 @@ class Recorder:
         if self.progress is not None:
             self.progress.update(row)
         self._wall_time.end_round()
-        self._shortage = self._wall_time.shortage(self.checkpoints.longest_write if self.checkpoints else 0.0)
+        self._shortage = self._wall_time.shortage(self._longest_write)
 
     def check_time(self) -> None:
         """Before a round: raise OutOfTime where the job has no time for it. All that was trained is in a checkpoint."""
         self._wall_time.begin()
         if self._shortage is not None and self.checkpoints is not None:
             raise OutOfTime(self._shortage)
+
+    def has_time(self) -> bool:
+        """Whether the job has time for another round after the one that is not recorded yet, as far as that is known."""
+        return self._shortage is None and self._wall_time.shortage(self._longest_write, under_way=True) is None
 
     def is_due(self, number: int, *, last: bool = False) -> bool:
         """Whether round `number` ends with a checkpoint."""
@@ -98,6 +102,10 @@ class Recorder:
                 self.monitor.close()
             if self.progress is not None:
                 self.progress.close()
+
+    @property
+    def _longest_write(self) -> float:
+        return self.checkpoints.longest_write if self.checkpoints is not None else 0.0
 
     def _metric(self) -> Any:
         """What the best checkpoint is chosen by."""

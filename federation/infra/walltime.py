@@ -56,14 +56,17 @@ class WallTime:
             self._rounds.append(now - self._last)
             self._last = now
 
-    def shortage(self, checkpoint_seconds: float = 0.0) -> str | None:
+    def shortage(self, checkpoint_seconds: float = 0.0, under_way: bool = False) -> str | None:
         """Why another round and its checkpoint do not fit any more, in words; None while they do.
 
         checkpoint_seconds: the longest time that writing a checkpoint has taken. Before a round was measured, any fits.
+        under_way: the round that is measured now counts, with the time that it has taken so far.
         """
-        if self._end is None or not self._rounds:
+        now = self._clock()
+        rounds = [*self._rounds, *([now - self._last] if under_way and self._last is not None else [])]
+        if self._end is None or not rounds:
             return None
-        left, longest = self._end - self._clock(), max(self._rounds)
+        left, longest = self._end - now, max(rounds)
         if left >= MARGIN * (longest + checkpoint_seconds) + RESERVE:
             return None
         return (f"the job's time: {left:.0f} s are left, and a round takes up to {longest:.1f} s, a checkpoint "

@@ -58,6 +58,18 @@ def test_nothing_is_stopped_without_a_limit_or_a_measurement():
     assert never_begun.shortage(1e9) is None
 
 
+def test_a_round_that_is_under_way_counts_with_the_time_that_it_has_taken():
+    """Also where it is the first, and where it is the longest."""
+    for rounds, longest in (([], 8), ([6], 8), ([9], 9)):
+        needed = MARGIN * longest + RESERVE
+        wall_time, clock = ran(sum(rounds) + 8 + needed, rounds)
+        clock.now += 8
+        assert wall_time.shortage(under_way=True) is None
+        clock.now += 0.001
+        assert f"{longest:.1f} s" in str(wall_time.shortage(under_way=True))
+        assert rounds == [9] or wall_time.shortage() is None, "it has not been measured yet"
+
+
 def test_waiting_before_the_first_round_is_no_part_of_it():
     clock = Clock()
     wall_time = WallTime(1000, clock)
@@ -150,6 +162,7 @@ def test_the_recorder_keeps_a_checkpoint_of_the_last_round_that_fits(tmp_path):
     for number in (1, 2):
         recorder.check_time()
         clock.now += 10
+        assert recorder.has_time() == (number == 1), "known before it is recorded"
         recorder.record({"round": number})
         assert recorder.is_due(number) == (number == 2)
         if recorder.is_due(number):
