@@ -119,12 +119,20 @@ class OpenServerNode(ServerNode):
         self._absent.clear()
         return await super().fit(plan)
 
-    async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                       round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
-        """Give their orders to those who have something to do, and this rank its own; returns the reports by rank."""
+    async def order(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
+                    round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
+        """See ServerNode. Those who have nothing to do get no order. Who was ordered something must have answered before the
+        next order, since its time is counted from there; this rank may be at work still."""
+        orders = {rank: order for rank in self._ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
+        own = asyncio.create_task(compute(here, order_of(0)))
+        self._reporting = asyncio.create_task(self._answers(reply, orders, own, round))
+        return self._reporting
+
+    async def _answers(self, reply: type[R], orders: Mapping[int, Message], own: asyncio.Task[R], round: int) -> dict[int, R]:
+        """Give the orders, and wait for who answers."""
         reports: dict[int, R] = {}
 
-        async def ask(rank: int, order: Order) -> None:
+        async def ask(rank: int, order: Message) -> None:
             try:
                 answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
                 reports[rank] = self._checked(order, expect(answer, reply))
@@ -135,7 +143,7 @@ class OpenServerNode(ServerNode):
                 self._absent[rank] = str(error)
 
         async def work() -> None:
-            reports[0] = await compute(here, order_of(0))
+            reports[0] = await own
 
         async def say_who_is_late() -> None:
             while True:
@@ -143,7 +151,6 @@ class OpenServerNode(ServerNode):
                 missing = [self.star.name(rank) for rank in orders if rank not in reports and rank not in self._absent]
                 logger.info("round %d: waiting for %s", round, ", ".join(missing) or "this rank")
 
-        orders = {rank: order for rank in self._ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
         saying = asyncio.create_task(say_who_is_late())
         try:
             await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))

@@ -7,6 +7,9 @@ It knows nothing of rounds as a whole; a trainer puts these verbs in order:
     await server.mean(fitted, out)                 one reduction    (or: updates = await server.updates(fitted), or the
                                                    verbs of a DistributedMatrix(server, fitted))
     await server.evaluate(round, ...)
+
+What ranks are ordered they do one after the other, so an order may go out before the reports of the one before are in:
+`begin_evaluation` returns once its orders are out, and a `fit` may follow.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
+Answer = tuple[Message, np.ndarray | None]
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
 
@@ -113,6 +117,7 @@ class ServerNode:
         self._costs = Costs()
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
+        self._reporting: asyncio.Task[Any] | None = None  # waits for the reports of the last order that all ranks got
         #: Gets the spans of each rank, where a trace is wanted.
         self.trace: Callable[[int, Sequence[Span]], None] | None = None
         self.states = StateKeeper(self.host.states)
@@ -278,6 +283,14 @@ class ServerNode:
                        part: Part = "test") -> Evaluated:
         """Evaluate the last broadcast on `num_shards` shards of `part` of the server's samples and on that part of these
         clients' samples, shared among ranks."""
+        return await (await self.begin_evaluation(round, num_shards, clients, part))
+
+    async def begin_evaluation(self, round: int, num_shards: int, clients: Sequence[ClientProxy] = (),
+                               part: Part = "test") -> asyncio.Task[Evaluated]:
+        """Order what `evaluate` does, and return once the orders are out; await the task for what came of it.
+
+        The weights of the last broadcast must stay as they are until then.
+        """
         ranks = self.evaluating_ranks()
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
@@ -287,7 +300,11 @@ class ServerNode:
             return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []), part=part)
 
         await self._bring(own)
-        reports = await self.everyone(EvaluateReport, order_of, self.host.evaluate, round)
+        reporting = await self.order(EvaluateReport, order_of, self.host.evaluate, round)
+        return asyncio.create_task(self._evaluated(reporting, round))
+
+    async def _evaluated(self, reporting: asyncio.Task[dict[int, EvaluateReport]], round: int) -> Evaluated:
+        reports = await reporting
         self._trace(reports)
         found = Evaluated(MetricSum(), MetricSum(), MetricSum())
         for report in reports.values():
@@ -403,6 +420,8 @@ class ServerNode:
     # -- how it is done ------------------------------------------------------------------------------------------
 
     async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
+        if self._reporting is not None and self.states.moves(shares):
+            await asyncio.wait({self._reporting})  # an evaluation that is under way reads what clients keep
         async with self.deadline(self._round, "moving what clients keep"):
             await self.states.bring(self.node, shares)
 
@@ -446,39 +465,55 @@ class ServerNode:
         return {rank: self._sums[rank] for rank in self._ranks if shares.get(rank)}
 
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                        round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
+                       round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
         """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank. What a rank has
         beside its report goes `into` its array."""
-        reports: dict[int, R] = {}
+        return await (await self.order(reply, order_of, here, round, into))
 
-        async def ask(rank: int) -> None:
-            answer, _ = await self.node.request(rank, order_of(rank), into=into.get(rank))
-            reports[rank] = expect(answer, reply)
+    async def order(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
+                    round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
+        """Give every rank its order, and this one its own; returns, once they are out, what brings the reports by rank.
 
-        async def work() -> None:
-            reports[0] = await compute(here, order_of(0))
+        Ranks do one order after the other: the time for these reports begins when those of the order before are in.
+        """
+        ranks = self._ranks
+        async with self.deadline(round, "giving the ranks their orders"):
+            answers = await asyncio.gather(*(self.node.ask(rank, order_of(rank), into=into.get(rank)) for rank in ranks))
+        asked = {rank: answer for rank, answer in zip(ranks, answers, strict=True)}
+        own = asyncio.create_task(compute(here, order_of(0)))
+        self._reporting = asyncio.create_task(self._reports(reply, own, asked, round, self._reporting))
+        return self._reporting
+
+    async def _reports(self, reply: type[R], own: asyncio.Task[R], asked: Mapping[int, asyncio.Future[Answer]], round: int,
+                       before: asyncio.Task[Any] | None) -> dict[int, R]:
+        """Wait for the reports: this rank's `own`, and those of all that were `asked`."""
+        waited: dict[int, asyncio.Future[Any]] = {0: own, **asked}
 
         def silent() -> str:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
-                             for rank in (0, *self._ranks) if rank not in reports)
+                             for rank, answer in waited.items() if not answer.done())
 
         async def say_who_is_late() -> None:
             while True:
                 await asyncio.sleep(PATIENCE)
                 logger.info("round %d: waiting for %s", round, silent())
 
+        saying = asyncio.create_task(say_who_is_late())
         try:
-            async with asyncio.timeout(self.patience), asyncio.TaskGroup() as group:
-                saying = group.create_task(say_who_is_late())
-                answers = [group.create_task(ask(rank)) for rank in self._ranks]
-                await asyncio.gather(work(), *answers)
-                saying.cancel()
-        except TimeoutError:
-            raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
-                                0 not in reports) from None
-        except BaseExceptionGroup as group_error:
-            raise group_error.exceptions[0] from None
-        return dict(sorted(reports.items()))
+            if before is not None:
+                await asyncio.wait({before})
+            _, late = await asyncio.wait(waited.values(), timeout=self.patience, return_when=asyncio.FIRST_EXCEPTION)
+            for answer in waited.values():
+                if answer.done():
+                    answer.result()
+            if late:
+                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
+                                    own in late)
+            return {0: own.result(), **{rank: expect(answer.result()[0], reply) for rank, answer in asked.items()}}
+        finally:
+            saying.cancel()
+            for answer in waited.values():
+                answer.cancel()
 
     def _trace(self, reports: Mapping[int, FitReport] | Mapping[int, EvaluateReport]) -> None:
         if self.trace is not None:

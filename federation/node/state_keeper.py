@@ -72,6 +72,10 @@ class StateKeeper:
         self.homes[client_id] = rank
         self._changed.add(client_id)
 
+    def moves(self, shares: Mapping[int, Sequence[str]]) -> bool:
+        """Whether `bring` would have anything to do."""
+        return any(self.homes.get(client_id, rank) != rank for rank, share in shares.items() for client_id in share)
+
     async def bring(self, node: Node, shares: Mapping[int, Sequence[str]]) -> None:
         """Have the clients moved that are wanted on another rank than theirs: one message a client, rank to rank."""
         give: dict[int, dict[str, int]] = {}

@@ -68,7 +68,8 @@ def constant(arrays: Any, num_samples: int = 1) -> Constant:
 
 def in_world(arrays: Mapping[str, Any], answers: Mapping[str, Any], program: Callable[[ServerNode], Awaitable[Any]],
              evaluations: Mapping[str, tuple[int, dict[str, float]]] | None = None,
-             wrap: Callable[[Transport], Transport] = lambda transport: transport) -> Any:
+             wrap: Callable[[Transport], Transport] = lambda transport: transport,
+             learner: type[Answers] = Answers) -> Any:
     """Run `program(server)` in a world in memory with one rank for each client of `answers`."""
 
     async def main(transport: Transport) -> Any:
@@ -84,7 +85,7 @@ def in_world(arrays: Mapping[str, Any], answers: Mapping[str, Any], program: Cal
         name = list(answers)[transport.rank - 1]
         client = ClientNode({"node_id": name}, transport=transport)
         evaluation = (evaluations or {}).get(name, (1, {}))
-        client.bind(Answers(Arrays(arrays), answers[name], evaluation))
+        client.bind(learner(Arrays(arrays), answers[name], evaluation))
         await client.connect_and_register()
         try:
             await asyncio.wait_for(client.wait(), 30)

@@ -1,12 +1,17 @@
-"""Synchronous rounds: draw a cohort, train it, aggregate, evaluate."""
+"""Synchronous rounds: draw a cohort, train it, aggregate, evaluate.
+
+A round is evaluated, recorded and saved while the next one's cohort trains: each rank evaluates its share, and goes on to train
+without waiting for the others.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from federation.builtin.trainers.cohorts import Cohorts
-from federation.builtin.trainers.evaluation import evaluate
+from federation.builtin.trainers.evaluation import begin_evaluation, is_due
 from federation.config import TrainerConfig, trainer_config
 from federation.core.aggregator import Aggregator, MatrixAggregator, MeanAggregator, RoundStats
 from federation.core.async_aggregator import AsyncAggregator
@@ -23,6 +28,7 @@ from federation.infra.recorder import Recorder
 from federation.infra.timer import Balance, Timer
 from federation.node.round import Fitted, Plan, check_problems, check_updates
 from federation.node.server import ServerNode
+from node_comm.node import give_up
 
 #: The key of a checkpoint's server state under which the arrays are that are shared beside the model.
 SHARED = "shared"
@@ -76,15 +82,10 @@ class DefaultTrainer(Trainer):
         await self.wait_for_clients(self.config.min_clients, self.config.connect_timeout)
         await self.server.broadcast_weights(self.weights, self._num_model)
         if self._unrecorded is not None:
-            await self._conclude(self._unrecorded)
+            await self._conclude(await self._evaluation())
         for number in range(self.round + 1, self.config.max_rounds + 1):
             self.recorder.check_time()
-            round_number.set(number)
-            with self.timer.phase("fit"):
-                plan = self.plan(number)
-                fitted = await self.server.fit(plan)
-                check_problems(fitted, self.config.min_clients, self.on_divergence)
-                check_updates(fitted, self.aggregator)
+            fitted = await self._fit(number)
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
                 # Before the round commits: a client that is lost takes nothing with it that the checkpoint needs.
@@ -96,17 +97,59 @@ class DefaultTrainer(Trainer):
             self._unrecorded = fitted
             with self.timer.phase("broadcast"):
                 await self.server.broadcast_weights(self.weights, self._num_model)
-            await self._conclude(fitted)
+            if not self._is_concluded_later(number):
+                await self._conclude(await self._evaluation())
         self.model.set_weights(self.weights.head(self._num_model))
 
-    async def _conclude(self, fitted: Fitted) -> None:
-        """Evaluate, record and save the round that has been committed."""
+    async def _fit(self, number: int) -> Fitted:
+        """Have round `number` trained; where the round before is not concluded yet, that is done meanwhile, and comes first.
+
+        An error in one round does not keep the one before from its record and its checkpoint.
+        """
+        evaluation = None if self._unrecorded is None else await self._evaluation()
+        training = asyncio.create_task(self._train(number))
+        try:
+            if evaluation is not None:
+                await self._conclude(evaluation, alone=False)
+            round_number.set(number)
+            with self.timer.phase("fit"):
+                return await training
+        finally:
+            await give_up(training)
+
+    async def _train(self, number: int) -> Fitted:
+        round_number.set(number)
+        fitted = await self.server.fit(self.plan(number))
+        check_problems(fitted, self.config.min_clients, self.on_divergence)
+        check_updates(fitted, self.aggregator)
+        return fitted
+
+    def _is_concluded_later(self, number: int) -> bool:
+        """Whether round `number`, which has been committed, is concluded while the next one trains.
+
+        Over a network, whoever is lost while it evaluates is not asked to train: clients are done with the one first.
+        """
+        config = self.config
+        return (number < config.max_rounds and is_due(config, number) and self.recorder.has_time()
+                and (config.evaluate == "server" or not self.server.is_open))
+
+    async def _evaluation(self) -> asyncio.Task[dict[str, float]]:
+        """Order the evaluation of the last commit."""
+        assert self._unrecorded is not None
         with self.timer.phase("evaluate"):
-            metrics = await evaluate(self.server, self.config, self.round, fitted.plan.cohort)
-        self.recorder.record(self.row(fitted, metrics))
+            return await begin_evaluation(self.server, self.config, self.round, self._unrecorded.plan.cohort)
+
+    async def _conclude(self, evaluation: asyncio.Task[dict[str, float]], alone: bool = True) -> None:
+        """Wait for what `evaluation` has found of the last commit, record and save it; `alone`: no rank trains meanwhile."""
+        assert self._unrecorded is not None
+        with self.timer.phase("evaluate"):
+            metrics = await evaluation
+        self.recorder.record(self.row(self._unrecorded, metrics))
         self._unrecorded = None
         with self.timer.phase("checkpoint"):
-            await self.checkpoint(self.round)
+            # Ranks that train are asked for nothing: a job whose time is short since just now saves the round that they train.
+            if alone or self._kept() is not None:
+                await self.checkpoint(self.round)
 
     def plan(self, number: int) -> Plan:
         """Round `number`: a cohort drawn from (seed, round) alone, and what the aggregator needs of it."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from federation.config import TrainerConfig
 from federation.data.manager import Part
 from federation.node.proxy import ClientProxy
-from federation.node.server import ServerNode
+from federation.node.server import Evaluated, ServerNode
+from node_comm.node import give_up
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -24,17 +26,35 @@ async def evaluate(server: ServerNode, config: TrainerConfig, round: int, client
     Those of clients begin with `client_`, and where clients have models of their own, those of these with `personal_`.
     After that comes `validation_` for those on validation samples, where there are any; test samples have no word.
     """
-    if not is_due(config, round):
-        return {}
+    return await (await begin_evaluation(server, config, round, clients))
+
+
+async def begin_evaluation(server: ServerNode, config: TrainerConfig, round: int,
+                           clients: Sequence[ClientProxy]) -> asyncio.Task[dict[str, float]]:
+    """Order what `evaluate` needs, and return once the orders are out; await the task for the metrics."""
+    under_way: dict[Part, asyncio.Task[Evaluated]] = {}
     data = server.host.data
     on_server, on_clients = config.evaluate in ("server", "both"), config.evaluate in ("clients", "both")
+    try:
+        for part in PARTS if is_due(config, round) else ():
+            if part == "validation" and not (data and data.has_validation):
+                continue
+            shards = len(data.shards(part)) if data is not None and on_server else 0
+            under_way[part] = await server.begin_evaluation(round, shards, clients if on_clients else (), part)
+    except BaseException:
+        await give_up(*under_way.values())
+        raise
+    return asyncio.create_task(_metrics(under_way))
+
+
+async def _metrics(under_way: Mapping[Part, asyncio.Task[Evaluated]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for part in PARTS:
-        if part == "validation" and not (data and data.has_validation):
-            continue
-        shards = len(data.shards(part)) if data is not None and on_server else 0
-        found = await server.evaluate(round, shards, clients if on_clients else (), part)
-        word = "" if part == "test" else f"{part}_"
-        for prefix, means in (("", found.shards), ("client_", found.clients), ("personal_", found.personal)):
-            metrics |= {f"{prefix}{word}{key}": value for key, value in means.means().items()}
+    try:
+        for part, evaluating in under_way.items():
+            found = await evaluating
+            word = "" if part == "test" else f"{part}_"
+            for prefix, means in (("", found.shards), ("client_", found.clients), ("personal_", found.personal)):
+                metrics |= {f"{prefix}{word}{key}": value for key, value in means.means().items()}
+    finally:
+        await give_up(*under_way.values())
     return metrics
