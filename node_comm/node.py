@@ -59,11 +59,11 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
         raise errors.exceptions[0] from None
 
 
-async def give_up(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel what of `tasks` is not done, and wait until it has ended; nobody wants to know what came of them."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def give_up(*work: asyncio.Future[Any]) -> None:
+    """Cancel what of `work` is not done, and wait until it has ended; nobody wants to know what came of it."""
+    for part in work:
+        part.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
 
 
 class _Pending(NamedTuple):

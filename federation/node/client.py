@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -90,6 +91,7 @@ class ClientNode:
         self._node: Node | None = None
         self._serving: asyncio.Task[None] | None = None
         self._awaited = False
+        self._began = 0.0  # when the order was taken that is being obeyed; of several to train in one round, the first
 
     def bind(self, learner: Learner, client_id: str | None = None, aggregator: Aggregator | None = None) -> None:
         """Let `learner` be the client `client_id` (by default this node's name), with the data that it holds.
@@ -194,7 +196,9 @@ class ClientNode:
     async def _obey_in_time(self, incoming: Incoming) -> bool:
         """Obey; where the others can do without this rank, it ends itself rather than let them wait."""
         assert self._transport is not None
-        async with _own_end(self.round_timeout if self._transport.recoverable else None):
+        if not (isinstance(incoming.message, Fit) and incoming.message.goes_on):
+            self._began = time.monotonic()
+        async with _own_end(self.round_timeout if self._transport.recoverable else None, time.monotonic() - self._began):
             return await self._obey(incoming)
 
     async def _obey(self, incoming: Incoming) -> bool:
@@ -291,10 +295,10 @@ class ClientNode:
 
 
 @asynccontextmanager
-async def _own_end(seconds: float | None) -> AsyncIterator[None]:
-    """Give the block so many seconds; this process kills itself after that."""
+async def _own_end(seconds: float | None, spent: float = 0.0) -> AsyncIterator[None]:
+    """Give the block so many seconds, of which some are spent; this process kills itself after that."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(None if seconds is None else seconds - spent):
             yield
     except TimeoutError:
         logger.error("this rank has not done what it was asked to within round_timeout=%g s, and ends itself", seconds)

@@ -121,7 +121,7 @@ class ClientHost:
         together, and share the seconds that it takes.
         """
         began = time.perf_counter()
-        total = self._begin(order)
+        total = self._begin(order) if not order.goes_on else self.sum if order.needs == "mean" else None
         metrics, outcomes, problems, refused = MetricSum(), [], [], ""
         for group in self._groups(order.clients):
             is_late = order.deadline is not None and time.perf_counter() - began >= order.deadline
@@ -304,18 +304,18 @@ class ClientHost:
         return self._sum
 
     @property
-    def _at_once(self) -> int:
+    def at_once(self) -> int:
         """How many clients the learner trains together; those with learners of their own are trained by these."""
         return 1 if self.own or self.learner is None else self.learner.clients_at_once
 
     def _groups(self, clients: Sequence[str]) -> Iterator[Sequence[str]]:
         """The clients in the order in which they are trained, those together that the learner trains at once."""
-        size = self._at_once
+        size = self.at_once
         return (clients[first:first + size] for first in range(0, len(clients), size))
 
     def _results(self, group: Sequence[str], order: Fit) -> Iterator[tuple[str, TrainResult | Exception]]:
         """What comes of these clients, each result as soon as it is there, and valid until the next; or why one failed."""
-        if self.learner is None or self._at_once == 1:
+        if self.learner is None or self.at_once == 1:
             yield from ((client_id, self._result_of(client_id, order)) for client_id in group)
             return
         turns: dict[str, Turn] = {}

@@ -9,10 +9,15 @@ from typing import Literal
 Policy = Literal["balanced", "last_rank"]
 
 
+#: Ranks whose clients took what was expected of them, within this part, will do so again.
+SURPRISE = 0.1
+
+
 class Costs:
     """What a client's training costs, in seconds: measured where it was, else from its number of samples."""
 
     def __init__(self) -> None:
+        self._surprise: float | None = None
         self._measured: dict[str, float] = {}
         self._seconds = 0.0
         self._samples = 0
@@ -23,6 +28,16 @@ class Costs:
         self._measured[client_id] = 0.5 * (known + seconds)
         self._seconds += seconds
         self._samples += num_samples
+
+    def compare(self, expected: Mapping[int, float], taken: Mapping[int, float]) -> None:
+        """A round is over, in which ranks were `expected` to train for so long (by `of`, before it), and have `taken` so long."""
+        ratios = [taken[rank] / seconds for rank, seconds in expected.items() if seconds > 0 and taken[rank] > 0]
+        self._surprise = max(ratios) / min(ratios) - 1 if ratios else None
+
+    @property
+    def are_doubtful(self) -> bool:
+        """Whether they are seconds, and may be wrong for some ranks more than for others, as they were in the last round."""
+        return self._seconds > 0 and (self._surprise is None or self._surprise > SURPRISE)
 
     def of(self, client_id: str, num_samples: int) -> float:
         """The expected seconds of `client_id`; before anything was measured, its samples."""

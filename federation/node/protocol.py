@@ -3,9 +3,9 @@
 A round, seen from a rank: `WeightsFollow` and a broadcast; `Fit`, answered with a `FitReport`; `Collect` and one
 reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted; or `Columnwise`, `Gram` and
 `Combine`, each followed by its collectives, for rules that work on all rows); `Evaluate`, answered with an
-`EvaluateReport`. Before `Fit` and `Evaluate`, `Move` brings clients that keep state to the rank where they are wanted.
-`Train` has one client trained from weights of its own, without any round. `Call` runs one client's learner for a
-trainer of the user's own.
+`EvaluateReport`. A rank can get more than one `Fit` in a round, see Handout. Before `Fit` and `Evaluate`, `Move` brings
+clients that keep state to the rank where they are wanted. `Train` has one client trained from weights of its own,
+without any round. `Call` runs one client's learner for a trainer of the user's own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ class Fit(Message, frozen=True):
 
     `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
     that the aggregator weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no
-    further client; those are in no report. With a `compression`, updates count as a receiver unpacks them; where they are to
+    further client; those are in no report. With `goes_on`, these clients are trained beside those of the order before, of the
+    same round: sums and rows go on. With a `compression`, updates count as a receiver unpacks them; where they are to
     be fetched `packed`, they are kept for that. A report that `brings` the rank's sum has it beside it, if that is one word.
     """
 
@@ -84,6 +85,7 @@ class Fit(Message, frozen=True):
     compression: Compression = Compression()
     packed: bool = False
     brings: bool = False
+    goes_on: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

@@ -40,6 +40,7 @@ from federation.infra.threads import apply_threads
 from federation.infra.trace import Span
 from federation.node.client_state import unpacked
 from federation.node.compute import compute
+from federation.node.handout import Answer, Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
 from federation.node.placement import Costs, Policy, place
@@ -68,13 +69,12 @@ from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
 from node_comm import CommError, Disconnected, Transport
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Lost, Node, RemoteFailure, together
+from node_comm.node import Incoming, Lost, Node, RemoteFailure, give_up, together
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
-Answer = tuple[Message, np.ndarray | None]
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
 
@@ -227,7 +227,7 @@ class ServerNode:
                     await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
 
     async def fit(self, plan: Plan) -> Fitted:
-        """Have the cohort trained where it is placed; returns when every rank has reported.
+        """Have the cohort trained where it is placed, or by a rank that is done early; returns when every rank has reported.
 
         Client failures are in the result. Raises UpdateError for an update that does not fit the model, RoundError
         when ranks take longer than `round_timeout`, RemoteFailure when a rank raised.
@@ -244,7 +244,12 @@ class ServerNode:
             return msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
 
         await self._bring(shares)
-        reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round, sums)
+        handout = self._handout(plan, order, shares)
+        if handout is not None:
+            sums = {}  # they grow from report to report: a reduction brings them at the end
+            reports = await self._hand_out(handout, plan.round)
+        else:
+            reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round, sums)
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)
         return replace(fitted, sums=list(sums.values())) if sums and fitted.limbs == 1 else fitted
@@ -445,7 +450,7 @@ class ServerNode:
 
     def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
         """Which hosting rank does which of these clients."""
-        costs = {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
+        costs = self._seconds_of(clients)
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
         return place(costs, homes, self.hosting_ranks(), self._placement, preferred=self.states.homes)
 
@@ -464,6 +469,31 @@ class ServerNode:
                 self._sums[rank] = np.empty(slots, dtype)
         return {rank: self._sums[rank] for rank in self._ranks if shares.get(rank)}
 
+    def _seconds_of(self, clients: Sequence[ClientProxy]) -> dict[str, float]:
+        return {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
+
+    def _handout(self, plan: Plan, order: Fit, shares: Mapping[int, Sequence[str]]) -> Handout | None:
+        """How clients are given out bit by bit; None where there is nothing to gain (pieces would break up groups that a learner
+        trains at once), or where it would be seen in the result: by a deadline, a client is late or not according to the rank that
+        was to train it."""
+        may_gain = len(shares) > 1 and self.host.at_once == 1 and self._placement == "balanced" and self._costs.are_doubtful
+        if not may_gain or plan.deadline is not None:
+            return None
+        fixed = {client.client_id for client in plan.cohort if client.rank is not None or client.client_id in self.states.homes}
+        handout = Handout(order, shares, self._seconds_of(plan.cohort), fixed)
+        return handout if handout.is_worth_it else None
+
+    async def _hand_out(self, handout: Handout, round: int) -> dict[int, FitReport]:
+        async def ask(rank: int, order: Fit) -> asyncio.Future[Answer]:
+            return await self._ask(rank, order, self.host.fit)
+
+        async def train(rank: int) -> Answer:
+            return await handout.train(rank, ask), None
+
+        waited = {rank: asyncio.create_task(train(rank)) for rank in self.ranks}
+        self._reporting = asyncio.create_task(self._reports(FitReport, waited, round, self._reporting))
+        return await self._reporting
+
     async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
                        round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
         """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank. What a rank has
@@ -476,18 +506,27 @@ class ServerNode:
 
         Ranks do one order after the other: the time for these reports begins when those of the order before are in.
         """
-        ranks = self._ranks
+        ranks = self.ranks
         async with self.deadline(round, "giving the ranks their orders"):
-            answers = await asyncio.gather(*(self.node.ask(rank, order_of(rank), into=into.get(rank)) for rank in ranks))
-        asked = {rank: answer for rank, answer in zip(ranks, answers, strict=True)}
-        own = asyncio.create_task(compute(here, order_of(0)))
-        self._reporting = asyncio.create_task(self._reports(reply, own, asked, round, self._reporting))
+            answers = await asyncio.gather(*(self._ask(rank, order_of(rank), here, into.get(rank)) for rank in ranks))
+        waited = dict(zip(ranks, answers, strict=True))
+        self._reporting = asyncio.create_task(self._reports(reply, waited, round, self._reporting))
         return self._reporting
 
-    async def _reports(self, reply: type[R], own: asyncio.Task[R], asked: Mapping[int, asyncio.Future[Answer]], round: int,
+    async def _ask(self, rank: int, order: Order, here: Callable[[Order], Message],
+                   into: np.ndarray | None = None) -> asyncio.Future[Answer]:
+        """Give one rank an order; returns, once it is out, what its report comes in."""
+        if rank:
+            return await self.node.ask(rank, order, into=into)
+
+        async def work() -> Answer:
+            return await compute(here, order), None
+
+        return asyncio.create_task(work())
+
+    async def _reports(self, reply: type[R], waited: Mapping[int, asyncio.Future[Answer]], round: int,
                        before: asyncio.Task[Any] | None) -> dict[int, R]:
-        """Wait for the reports: this rank's `own`, and those of all that were `asked`."""
-        waited: dict[int, asyncio.Future[Any]] = {0: own, **asked}
+        """Wait for the reports of these ranks, once what they were ordered `before` is done."""
 
         def silent() -> str:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
@@ -508,12 +547,10 @@ class ServerNode:
                     answer.result()
             if late:
                 raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
-                                    own in late)
-            return {0: own.result(), **{rank: expect(answer.result()[0], reply) for rank, answer in asked.items()}}
+                                    waited[0] in late)
+            return {rank: expect(answer.result()[0], reply) for rank, answer in waited.items()}
         finally:
-            saying.cancel()
-            for answer in waited.values():
-                answer.cancel()
+            await give_up(saying, *waited.values())
 
     def _trace(self, reports: Mapping[int, FitReport] | Mapping[int, EvaluateReport]) -> None:
         if self.trace is not None:
@@ -529,9 +566,9 @@ class ServerNode:
         metrics = MetricSum()
         for report in reports.values():
             metrics.merge(MetricSum.from_dict(report.metrics))
-        for outcome in outcomes.values():
-            self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
+        self._observe(reports)
         rank_of = {name: rank for rank, share in shares.items() for name in share}
+        rank_of |= {outcome.client_id: rank for rank, report in reports.items() for outcome in report.outcomes}
         self.states.propose({name: rank_of[name] for name, outcome in outcomes.items() if outcome.keeps})
         names = [client.client_id for client in plan.cohort]
         return Fitted(plan=plan, outcomes=[outcomes[name] for name in names if name in outcomes],
@@ -539,6 +576,16 @@ class ServerNode:
                       ranks=rank_of,
                       limbs=max(report.limbs for report in reports.values()),
                       seconds={rank: report.seconds for rank, report in reports.items()})
+
+    def _observe(self, reports: Mapping[int, FitReport]) -> None:
+        """Learn from a round what clients cost."""
+        expected = {rank: sum(self._costs.of(outcome.client_id, outcome.num_samples) for outcome in report.outcomes)
+                    for rank, report in reports.items()}
+        self._costs.compare(expected, {rank: sum(outcome.seconds for outcome in report.outcomes)
+                                       for rank, report in reports.items()})
+        for report in reports.values():
+            for outcome in report.outcomes:
+                self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
 
     async def _listen(self, node: Node) -> None:
         """Register ranks as they come; a rank's last word ends the server."""

@@ -43,6 +43,23 @@ def test_the_worst_placement_changes_nothing(launch, reference, mode, ranks):
     assert run.result == serial(launch, reference)
 
 
+@pytest.mark.parametrize("world", [dict(mode="parallel"), dict(ranks=3)], ids=["parallel", "mpirun"])
+@pytest.mark.parametrize("aggregator", ["fedavg", "median"])
+def test_a_rank_that_is_slow_is_relieved(launch, world, aggregator):
+    """Rank 1 takes five times as long for a client: rank 2 gets clients of its share, in orders of their own."""
+    settings = ["plugins=[tests/system/slow.py]", "components.model=model.numpy.linear", "components.learner=test.learner.slow",
+                f"components.aggregator=federated.aggregator.{aggregator}", "num_clients=16", "trainer_config.max_rounds=3",
+                "num_workers=2", "tracker=none", "timer.trace=true", "seed=3", "learner_config.delay=0.01"]
+    run = launch(settings=settings, **world)
+    assert run.result == launch(mode="serial", settings=settings).result
+    events = [event for event in json.loads((run.folder / "trace.json").read_text()) if event["ph"] == "X"]
+    orders = [sum(event["name"] == "train" and event["pid"] == rank for event in events) for rank in (1, 2)]
+    trained = [sum(event["name"] == "fit" and event["pid"] == rank for event in events) for rank in (1, 2)]
+    assert min(orders) > 3
+    assert sum(trained) == 3 * 16
+    assert trained[0] < trained[1]
+
+
 def test_more_ranks_than_clients_idle(launch):
     """S-CONF-06: -n 5 for two clients: the others idle, and the result is that of the serial run."""
     few = ["num_clients=2", "trainer_config.max_rounds=2", "trainer_config.min_clients=1"]
