@@ -6,8 +6,11 @@ import asyncio
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,13 +24,15 @@ from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
 from federation.errors import UpdateError
+from federation.node import client
 from federation.node.handout import HELD, SHORTEST_PIECE, SHORTEST_SHARE, Handout, merged
 from federation.node.host import ClientHost
 from federation.node.placement import SURPRISE, Costs, place
-from federation.node.protocol import MESSAGES, Fit, FitReport, Outcome
+from federation.node.protocol import MESSAGES, Evaluate, Fit, FitReport, Outcome
 from federation.node.round import Plan
 from node_comm import memory
 from node_comm.message import Codec
+from node_comm.node import Incoming
 from tests.node.worlds import Arrays, f32
 
 ORDER = Fit(round=1, clients=[], config={}, needs="mean", weighting="samples", weighs=False, reduction="exact", total_samples=1,
@@ -193,8 +198,8 @@ def world(monkeypatch, ranks, gate, *, known=1.0, wrong=None, rounds=1, needs="m
         for number in range(1, rounds + 1):
             server._costs = Costs()
             if known is not None:
-                for client in server.get_connected_clients():
-                    server._costs.observe(client.client_id, 1, known)
+                for known_client in server.get_connected_clients():
+                    server._costs.observe(known_client.client_id, 1, known)
             fitted = await server.fit(Plan(number, server.get_connected_clients(), needs=needs, deadline=deadline))
             if needs == "mean":
                 result = Weights.zeros(weights.layout)
@@ -293,3 +298,27 @@ def test_nobody_is_given_any_more_once_an_update_is_refused():
     assert asyncio.run(handout.train(1, ask)).refused == "e does not fit"
     assert asked == [("abcd", False), ("ef", True), ("g", True)], "g waited already when the report came"
     assert handout.take(1) == handout.take(2) == []
+
+
+def test_a_rank_has_its_time_for_all_orders_of_a_round_together(monkeypatch):
+    """round_timeout, after which it ends itself, is counted from the first. The clock goes on by 1 when it is read."""
+    spent: list[float] = []
+
+    @asynccontextmanager
+    async def own_end(seconds, so_far):
+        assert seconds == 100
+        spent.append(so_far)
+        yield
+
+    async def obey(incoming):
+        return True
+
+    monkeypatch.setattr(client, "_own_end", own_end)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    node = ClientNode({"node_id": "a"}, transport=SimpleNamespace(recoverable=True), round_timeout=100)
+    monkeypatch.setattr(node, "_obey", obey)
+    more = msgspec.structs.replace(ORDER, goes_on=True)
+    evaluate = Evaluate(round=1, shards=[], clients=[])
+    for message in (ORDER, more, more, evaluate, ORDER, more, evaluate):
+        asyncio.run(node._obey_in_time(Incoming(0, message, None, 1)))
+    assert spent == [1, 2, 3, 1, 1, 2, 1]
