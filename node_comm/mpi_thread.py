@@ -3,6 +3,7 @@
 An *operation* is a generator: each `yield` means "not yet, look again later", its return value is the result. The
 thread steps all pending operations in turn. Between looks it naps, longer the longer nothing has happened, in the
 queue through which new operations come: a new one wakes it at once, and a thread with no operation sleeps for good.
+An operation of many parts yields True when one more has been done, so that the naps begin anew.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 from node_comm.errors import Disconnected
 
 Result = TypeVar("Result")
-Operation = Generator[None, None, Result]
+Operation = Generator[Any, None, Result]
 
 #: Nap for this share of the time already waited, so that no wait is prolonged by more than about this share...
 NAP_SHARE = 1 / 16
@@ -36,11 +37,12 @@ class _Job:
     operation: Operation[Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    has_moved: bool = False
 
     def step(self, translate: Callable[[Exception], Exception]) -> bool:
         """Look once; True when the operation has ended, and its future has been told."""
         try:
-            next(self.operation)
+            self.has_moved = next(self.operation) is True
         except StopIteration as end:
             self.settle(end.value, None)
         except Exception as error:
@@ -131,6 +133,6 @@ class OperationThread:
                 jobs.append(item)
             arrived = len(jobs) > known
             pending = [job for job in jobs if not job.step(self._translate)]
-            if arrived or len(pending) < len(jobs):
+            if arrived or len(pending) < len(jobs) or any(job.has_moved for job in pending):
                 last_change = time.monotonic()
             jobs = pending

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
+import types
 
 import pytest
 
@@ -86,6 +88,34 @@ def test_a_cancelled_wait_does_not_disturb_the_thread() -> None:
         await thread.stop(Disconnected("the end"))
 
     asyncio.run(main())
+
+
+def test_naps_begin_anew_when_an_operation_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a millisecond each time it is read: naps grow, and after True are as short as the first."""
+    naps: list[float] = []
+
+    class Bell(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if timeout is None:
+                return super().wait()
+            naps.append(timeout)
+            return self.is_set()
+
+    def moving() -> Operation[None]:
+        yield from (False, False, False, True, False, False)
+
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged)
+        await thread.run(moving())
+        await thread.stop(Disconnected("the end"))
+
+    clock = itertools.count()
+    monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock) * 1e-3))
+    monkeypatch.setattr("node_comm.mpi_thread.threading", types.SimpleNamespace(Event=Bell, Thread=threading.Thread))
+    asyncio.run(main())
+    first, second, third, anew, *_ = naps
+    assert first < second < third
+    assert anew == first
 
 
 def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
