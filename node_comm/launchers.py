@@ -25,6 +25,8 @@ class _Launcher(NamedTuple):
 
 #: Tells a child of `processes.World` its place among the children.
 WORKER = "NODE_COMM_WORKER"
+#: Has the MPI ranks of one machine behave as if they were on several, for tests and measurements.
+PRETENDED_NODES = "NODE_COMM_PRETENDED_NODES"
 
 _MPI_LAUNCHERS = (
     _Launcher("Open MPI's mpirun", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",),
@@ -72,6 +74,21 @@ def local_size(environ: Mapping[str, str]) -> int | None:
 def survives_lost_ranks(environ: Mapping[str, str]) -> bool:
     """Whether Open MPI's launcher was told to let a job outlive a rank (``mpirun --with-ft ulfm``)."""
     return environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes", "t", "y")
+
+
+def pretended_nodes(environ: Mapping[str, str], size: int) -> list[int] | None:
+    """The ranks of each machine that a world of `size` is to be taken apart into, e.g. ``2,3``; None where it is not.
+
+    Raises Unavailable where NODE_COMM_PRETENDED_NODES is anything but positive numbers that add up to `size`.
+    """
+    text = environ.get(PRETENDED_NODES)
+    if text is None:
+        return None
+    sizes = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if 0 in sizes or sum(sizes) != size:
+        raise Unavailable(f"{PRETENDED_NODES}={text!r} must be the ranks of each machine, positive numbers that add up to "
+                          f"this world's {size}, such as {size - size // 2}{f',{size // 2}' if size > 1 else ''}; or unset it")
+    return sizes
 
 
 def check_world(size: int, environ: Mapping[str, str], library: str) -> None:

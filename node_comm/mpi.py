@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
     from node_comm import mpi_recovery, mpi_thread
+    from node_comm.mpi_nodes import Nodes
     from node_comm.mpi_shared import SharedMemory
 
 logger = logging.getLogger(__name__)
@@ -54,10 +55,13 @@ _NOTHING = np.empty(0, np.uint8)
 def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES, *, share_memory: bool = True) -> MPITransport:
     """Join the world of all MPI ranks; to be called by every rank.
 
-    With `share_memory` (the same on all ranks), large reductions of a world on one machine go through shared memory, where
-    all ranks can open each other's. No MPI call moves more than `max_chunk_bytes` bytes (1 to 2^31 - 1; the smallest value
-    of all ranks counts).
-    Raises Unavailable when mpi4py or the MPI library is missing or broken, or forbids calls from a second thread.
+    With `share_memory` (the same on all ranks), the ranks of a machine reduce large arrays in shared memory, where they can
+    open each other's; of several machines, one rank of each then reduces what comes of it by MPI. No MPI call moves more
+    than `max_chunk_bytes` bytes (1 to 2^31 - 1; the smallest value of all ranks counts).
+    For tests and measurements, NODE_COMM_PRETENDED_NODES in the environment takes the ranks of one machine apart into
+    several (see `launchers.pretended_nodes`).
+    Raises Unavailable when mpi4py or the MPI library is missing or broken, or forbids calls from a second thread, and where
+    NODE_COMM_PRETENDED_NODES does not fit the world.
     """
     if not 1 <= max_chunk_bytes < 2**31:
         raise ValueError(f"max_chunk_bytes must be 1 to {2**31 - 1}, not {max_chunk_bytes}")
@@ -66,14 +70,17 @@ def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES, *, share_memory: bool = True
         raise Unavailable("MPI was initialised without thread support, and this transport makes its MPI calls from a "
                           "thread of its own: leave mpi4py.rc.thread_level at 'multiple' (or use 'serialized') and use "
                           f"an MPI library built with thread support; this one is {_library(mpi)}")
+    pretended = launchers.pretended_nodes(os.environ, mpi.COMM_WORLD.Get_size())
     smallest = np.array([max_chunk_bytes], np.int64)
     mpi.COMM_WORLD.Allreduce(mpi.IN_PLACE, smallest, mpi.MIN)
     world = mpi.COMM_WORLD.Dup()  # its error handler is this transport's affair
     world.Set_errhandler(mpi.ERRORS_RETURN)
     comms = [world.Dup() for _ in range(COMMUNICATORS)]
-    from node_comm.mpi_shared import SharedMemory
+    if not share_memory:
+        return MPITransport(world, comms, int(smallest[0]))
+    from node_comm.mpi_nodes import Nodes
 
-    return MPITransport(world, comms, int(smallest[0]), SharedMemory.probe(comms[1]) if share_memory else None)
+    return MPITransport(world, comms, int(smallest[0]), Nodes.probe(comms[1], int(smallest[0]), pretended))
 
 
 def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
@@ -153,7 +160,7 @@ class MPITransport(Transport):
     """
 
     def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int,
-                 shared: SharedMemory | None = None) -> None:
+                 shared: SharedMemory | Nodes | None = None) -> None:
         from mpi4py import MPI
 
         from node_comm.mpi_collectives import Collectives
@@ -176,6 +183,8 @@ class MPITransport(Transport):
         self._agreed: mpi_recovery.Word | None = None  # what all ranks of this world have agreed on, at its end
         self._messages = Messages(messages, max_chunk_bytes)
         self._shared = shared
+        #: Whoever waits in a call on one of these has to be woken when a rank is lost.
+        self._revocable = [messages, collectives, *(shared.comms if shared is not None else ())]
         self._collectives = Collectives(collectives, max_chunk_bytes, shared)
         self._exits = Collectives(exits, max_chunk_bytes)
         self._turn = asyncio.Lock()
@@ -239,8 +248,9 @@ class MPITransport(Transport):
         await self._collective(self._collectives.arrive(barrier_call()))
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """See Transport. On one machine, memory that the other ranks reduce where it lies."""
-        return super().allocate(shape, dtype) if self._shared is None else self._shared.allocate(shape, dtype)
+        """See Transport. Where a machine has several ranks, memory that the others reduce where it lies."""
+        array = None if self._shared is None else self._shared.allocate(shape, dtype)
+        return super().allocate(shape, dtype) if array is None else array
 
     async def close(self) -> None:
         """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""
@@ -265,7 +275,7 @@ class MPITransport(Transport):
 
         if not self.recoverable:
             return await super().recover()
-        mpi_recovery.revoke(self._comms[:2])  # so that nobody waits for this rank, nor this rank in a call of its own
+        mpi_recovery.revoke(self._revocable)  # so that nobody waits for this rank, nor this rank in a call of its own
         await self.close()
         if await self._agree(mpi_recovery.Word.GO_ON) is mpi_recovery.Word.END:
             raise Disconnected("another rank has ended the job")
@@ -304,7 +314,7 @@ class MPITransport(Transport):
         """
         from node_comm import mpi_recovery
 
-        mpi_recovery.revoke(self._comms[:2])
+        mpi_recovery.revoke(self._revocable)
         asking = threading.Thread(target=mpi_recovery.agree, args=(self._comms[2], mpi_recovery.Word.END), daemon=True)
         asking.start()
         asking.join(END_SECONDS)
@@ -325,7 +335,8 @@ class MPITransport(Transport):
         from node_comm.mpi_messages import as_comm_error
 
         translated = as_comm_error(error)
-        if self.recoverable and type(translated) is CommError and any(map(mpi_recovery.is_broken, self._comms)):
+        comms = [*self._comms, *self._revocable]
+        if self.recoverable and type(translated) is CommError and any(map(mpi_recovery.is_broken, comms)):
             return Disconnected(*translated.args)
         return translated
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from node_comm.agreement import Call, disagreement
 from node_comm.arrays import Description
 from node_comm.errors import BufferMismatch
 from node_comm.mpi_messages import completed, pieces
-from node_comm.mpi_shared import SMALLEST, SharedMemory, gathered
+from node_comm.mpi_shared import SMALLEST, gathered
 from node_comm.mpi_thread import Operation
 
 #: Reduce in pieces of so many bytes, which stay in cache: up to 4 times faster than one call at 3 and 4 ranks.
@@ -33,6 +34,13 @@ _TYPES = {
 _OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
 
 
+class LargeReductions(Protocol):
+    """What combines large arrays in another way than MPI alone: the memory of one machine, or that of several."""
+
+    def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
+        """See `Collectives.reduce`; all ranks have arrived."""
+
+
 class Collectives:
     """Collectives on `comm`, which nothing else may use, one at a time. All methods belong to the MPI thread.
 
@@ -40,10 +48,10 @@ class Collectives:
     BufferMismatch, nothing is moved, and the communicator stays usable. Arrays are flat: uint8, but for `reduce`.
     """
 
-    def __init__(self, comm: MPI.Intracomm, max_chunk_bytes: int, shared: SharedMemory | None = None) -> None:
-        """`shared`: the memory of the ranks, where all are on one machine; it uses `comm` as well."""
+    def __init__(self, comm: MPI.Intracomm, max_chunk_bytes: int, large: LargeReductions | None = None) -> None:
+        """`large`: what reduces arrays of SMALLEST bytes and more, on communicators of its own."""
         self._comm = comm
-        self._shared = shared
+        self._large = large
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
         self._max_chunk_bytes = max_chunk_bytes
@@ -66,21 +74,11 @@ class Collectives:
     def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root, which may be `flat` itself."""
         yield from self.arrive(call)
-        if self._shared is not None and flat.nbytes >= SMALLEST:
-            yield from self._shared.reduce(call, flat, out)
+        if self._large is not None and flat.nbytes >= SMALLEST:
+            yield from self._large.reduce(call, flat, out)
             return
-        kind, operation = _TYPES[flat.dtype], _OPERATIONS[call.operation]
         length = max(1, min(REDUCE_PIECE_BYTES, self._max_chunk_bytes) // flat.itemsize)
-        if out is None:
-            for piece in pieces(flat, length):
-                self._comm.Reduce([piece, kind], None, operation, call.root)
-            return
-        # MPI forbids input and output to overlap; its own way round that, IN_PLACE, takes four times as long.
-        same = out.ctypes.data == flat.ctypes.data
-        if not same and np.may_share_memory(flat, out):
-            flat = flat.copy()
-        for piece, total in zip(pieces(flat, length), pieces(out, length), strict=True):
-            self._comm.Reduce([piece.copy() if same else piece, kind], [total, kind], operation, call.root)
+        reduce_in_pieces(self._comm, flat, out, call.operation, call.root, length)
 
     def gather(self, call: Call, flat: np.ndarray, targets: Sequence[np.ndarray]) -> Operation[None]:
         """Copy each rank's array into the root's `targets[rank]`."""
@@ -127,6 +125,27 @@ class Collectives:
         requests += [self._comm.Isend([chunk, MPI.BYTE], peer)
                      for peer in order if peer in outgoing for chunk in pieces(outgoing[peer], self._max_chunk_bytes)]
         yield from completed(requests)
+
+
+def reduce_in_pieces(comm: MPI.Intracomm, flat: np.ndarray, out: np.ndarray | None, operation: str, root: int,
+                     length: int) -> None:
+    """Combine the ranks' flat arrays, `length` elements at a time, into `out`, given at the root, which may overlap its own."""
+    if out is None:
+        for piece in pieces(flat, length):
+            reduce_piece(comm, piece, None, operation, root)
+        return
+    # MPI forbids input and output to overlap; its own way round that, IN_PLACE, takes four times as long.
+    same = out.ctypes.data == flat.ctypes.data
+    if not same and np.may_share_memory(flat, out):
+        flat = flat.copy()
+    for piece, total in zip(pieces(flat, length), pieces(out, length), strict=True):
+        reduce_piece(comm, piece.copy() if same else piece, total, operation, root)
+
+
+def reduce_piece(comm: MPI.Intracomm, piece: np.ndarray, total: np.ndarray | None, operation: str, root: int) -> None:
+    """One MPI_Reduce of flat arrays into `total`, given at the root, which overlaps no input."""
+    kind = _TYPES[piece.dtype]
+    comm.Reduce([piece, kind], None if total is None else [total, kind], _OPERATIONS[operation], root)
 
 
 def _common_part(call: Call) -> object:

@@ -7,15 +7,18 @@ nothing behind, and nothing is to be freed together.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from mpi4py import MPI
 
 from node_comm.agreement import Call
-from node_comm.arrays import Description
+from node_comm.arrays import Description, dtype_name
 from node_comm.errors import CommError
 from node_comm.mpi_messages import completed
 from node_comm.mpi_thread import Operation
@@ -31,18 +34,32 @@ _TOKEN = 16
 
 
 class _Offer(msgspec.Struct, frozen=True, array_like=True):
-    """Where a rank's array lies, where the root's result goes, and which of its segments there still are."""
+    """Where a rank's array lies, where the root's result goes, what it lends to all, and which of its segments there are."""
 
     given: Location
     result: Location | None
+    scratch: Location | None
     live: list[int]
 
 
+class Opened(NamedTuple):
+    """Memory of all ranks, seen by one of them: flat arrays of one dtype and length, but for `scratch`.
+
+    `given` are the ranks' arrays, in rank order; `result` is where the root wants the result, None without a root;
+    `scratch` is memory (uint8) of rank 0 for all to use, its content undefined.
+    """
+
+    given: list[np.ndarray]
+    result: np.ndarray | None
+    scratch: np.ndarray
+
+
 class SharedMemory:
-    """This rank's part of it. `allocate` is for any thread, all else for the MPI thread."""
+    """This rank's part of it. `allocate` is for any thread, all else for the MPI thread. `comms`: the communicator it uses."""
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
+        self.comms = [comm]
         self._rank = comm.Get_rank()
         self._size = comm.Get_size()
         self._pool = SegmentPool(self._rank, IDLE, retire=lambda segment: None)
@@ -79,7 +96,22 @@ class SharedMemory:
 
     def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root; all ranks have agreed on `call`. Arrays are flat."""
-        like = Description(call.given[0].dtype, (flat.size,))
+        with self.opened(flat, out, call.root) as memory:
+            begin, end = slice_of(flat.size, (self._rank - call.root) % self._size, self._size)
+            if begin < end:
+                assert memory.result is not None, "the root has a place for the result"
+                combine([given[begin:end] for given in memory.given], memory.result[begin:end],
+                        call.operation)  # type: ignore[arg-type]
+            yield from completed([self._comm.Ibarrier()])
+
+    @contextlib.contextmanager
+    def opened(self, flat: np.ndarray, out: np.ndarray | None, root: int | None, scratch_bytes: int = 0) -> Iterator[Opened]:
+        """For all ranks together: each one's `flat` array, the root's `out` (None without a root), `scratch_bytes` of rank 0.
+
+        Whoever leaves has to know that all are done: a rank's array is its own again, and `out` is filled. The root's
+        `out` may be its array, or overlap it; what is written to `result` meanwhile overwrites at most the same elements.
+        """
+        like = Description(dtype_name(flat.dtype), (flat.size,))
         lent: list[Segment] = []
         result: np.ndarray | None = None
         try:
@@ -88,7 +120,7 @@ class SharedMemory:
                 if is_lent:
                     lent.append(segment)
                     view(segment.memory, offset, like)[:] = flat
-                given, place = segment.location(offset), None
+                given, place, scratch = segment.location(offset), None, None
                 if out is not None:
                     if out.ctypes.data != flat.ctypes.data and np.may_share_memory(flat, out):
                         segment, offset, is_lent = self._pool.lend(out.nbytes), 0, True
@@ -98,27 +130,38 @@ class SharedMemory:
                         lent.append(segment)
                         result = view(segment.memory, offset, like)
                     place = segment.location(offset)
-                offer = _Offer(given, place, self._pool.numbers)
+                if scratch_bytes and self._rank == 0:
+                    segment = self._pool.lend(scratch_bytes)
+                    lent.append(segment)
+                    scratch = segment.location(0)
+                offer = _Offer(given, place, scratch, self._pool.numbers)
             offers = [msgspec.msgpack.decode(each, type=_Offer) for each in gathered(self._comm, msgspec.msgpack.encode(offer))]
             for rank, each in enumerate(offers):
                 self._mappings.keep(rank, each.live)
-            begin, end = slice_of(flat.size, (self._rank - call.root) % self._size, self._size)
-            if begin < end:
-                parts = [flat if rank == self._rank else self._mappings.view(each.given, like)
-                         for rank, each in enumerate(offers)]
-                target = out if result is None else result
-                if target is None:
-                    goes_to = offers[call.root].result
-                    assert goes_to is not None, "the root has a place for the result"
-                    target = self._mappings.view(goes_to, like)
-                combine([part[begin:end] for part in parts], target[begin:end], call.operation)  # type: ignore[arg-type]
-            yield from completed([self._comm.Ibarrier()])
+            parts = [flat if rank == self._rank else self._mappings.view(each.given, like) for rank, each in enumerate(offers)]
+            yield Opened(parts, self._target(offers, root, out if result is None else result, like),
+                         self._scratch(offers[0], scratch_bytes))
             if result is not None and out is not None:
                 out[:] = result
         finally:
             with self._lock:
                 for segment in lent:
                     self._pool.give_back(segment)
+
+    def _target(self, offers: list[_Offer], root: int | None, mine: np.ndarray | None, like: Description) -> np.ndarray | None:
+        """Where the result goes, seen from here."""
+        if root is None or root == self._rank:
+            return mine
+        place = offers[root].result
+        assert place is not None, "the root has a place for the result"
+        return self._mappings.view(place, like)
+
+    def _scratch(self, offer: _Offer, nbytes: int) -> np.ndarray:
+        """The memory that rank 0 lends to all, seen from here."""
+        like = Description("|u1", (nbytes,))
+        if offer.scratch is None:
+            return np.empty(0, np.uint8)
+        return self._pool.view(offer.scratch, like) if self._rank == 0 else self._mappings.view(offer.scratch, like)
 
     def close(self) -> None:
         """Unmap what is others', and give back what is this rank's."""

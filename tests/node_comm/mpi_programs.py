@@ -56,15 +56,47 @@ async def fail(transport: MPITransport, how: str, *ranks: str) -> None:
     await transport.recv()
 
 
+async def reductions(transport: MPITransport, times: str, count: str, root: str) -> None:
+    """Reduce `count` int64 so many times to rank `root`."""
+    ones = transport.allocate((int(count),), np.dtype(np.int64))
+    ones[:] = 1
+    total = transport.allocate((int(count),), np.dtype(np.int64)) if str(transport.rank) == root else None
+    for _ in range(int(times)):
+        await transport.reduce(ones, total, int(root))
+        assert total is None or (total == transport.size).all()
+
+
+def die_in_the_second_piece() -> None:
+    """This rank is killed when it combines, or reduces among leaders, for the second time."""
+    from node_comm import mpi_nodes
+
+    calls = []
+
+    def call(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for name in ("combine", "reduce_piece"):
+        original = getattr(mpi_nodes, name)
+        setattr(mpi_nodes, name, lambda *given, original=original: (call(), original(*given)))
+
+
 async def survive(transport: MPITransport, *deaths: str) -> None:
-    """Reduce and broadcast 20 times; ``5:31`` has ranks 3 and 1 die in the fifth. Rank 0 prints what became of it."""
-    plan = {int(number): ranks for number, _, ranks in (death.partition(":") for death in deaths)}
+    """Reduce and broadcast 20 times; ``5:31`` has ranks 3 and 1 die in the fifth, ``5+31`` in the midst of its reduction.
+
+    Rank 0 prints what became of it.
+    """
+    plan = {int(number): ranks for number, _, ranks in (death.replace("+", ":").partition(":") for death in deaths)}
     me, number, world = str(transport.rank), 0, transport
     while number < 20:
         try:
             await world.barrier()
             if me in plan.get(number, ""):
-                os.kill(os.getpid(), signal.SIGKILL)
+                if f"{number}+{plan[number]}" in deaths:
+                    die_in_the_second_piece()
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
             total = np.zeros(300_000)
             await world.reduce(np.ones(300_000), total)
             await world.broadcast(total)
@@ -139,4 +171,5 @@ if __name__ == "__main__":
         case "without_closing":
             asyncio.run(without_closing(mpi.connect()))
         case _:
-            mpi.run({"ring": ring, "fail": fail, "hang": hang, "leave": leave, "survive": survive}[name], *arguments)
+            mpi.run({"ring": ring, "fail": fail, "hang": hang, "leave": leave, "survive": survive,
+                     "reductions": reductions}[name], *arguments)

@@ -84,6 +84,18 @@ def test_fault_tolerance() -> None:
     assert not launchers.survives_lost_ranks({})
 
 
+def test_pretended_nodes() -> None:
+    """Positive numbers that add up to the world; anything else is refused with what it should be."""
+    assert launchers.pretended_nodes({}, 5) is None
+    assert launchers.pretended_nodes({launchers.PRETENDED_NODES: "2,3"}, 5) == [2, 3]
+    assert launchers.pretended_nodes({launchers.PRETENDED_NODES: " 1, 1 ,3"}, 5) == [1, 1, 3]
+    for wrong in ("", "2", "2,2", "2,3,0", "2,-1,4", "2;3", "two,3"):
+        with pytest.raises(Unavailable, match=rf"NODE_COMM_PRETENDED_NODES='{wrong}' must be .* this world's 5, such as 3,2"):
+            launchers.pretended_nodes({launchers.PRETENDED_NODES: wrong}, 5)
+    with pytest.raises(Unavailable, match="this world's 1, such as 1; or unset it"):
+        launchers.pretended_nodes({launchers.PRETENDED_NODES: "2"}, 1)
+
+
 def test_nothing_of_mpi_is_loaded() -> None:
     """S-HPC-03, S-PKG-01: importing the MPI transport, or asking about launchers, loads no MPI."""
     code = ("import sys, node_comm, node_comm.mpi, node_comm.launchers as launchers\n"
