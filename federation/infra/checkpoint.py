@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+from federation.core.weights import Weights
 from federation.errors import CheckpointError
 from federation.infra.checkpoint_file import Snapshot, read, read_metric, write
 from federation.infra.folder_lock import process_is_alive
@@ -59,6 +60,7 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._copy: Snapshot | None = None
+        self._own_weights: Weights | None = None  # copied, of the last snapshot that lent none
         self._metrics: dict[Path, float | None] = {}
         #: Seconds that the longest write has taken so far.
         self.longest_write = 0.0
@@ -70,9 +72,10 @@ class Checkpoints:
     def path_of(self, round: int) -> Path:
         return self.folder / f"round_{round:06d}.h5"
 
-    def save(self, snapshot: Snapshot, metric: float | None = None) -> None:
+    def save(self, snapshot: Snapshot, metric: float | None = None, lends_weights: bool = False) -> None:
         """Write `snapshot`, whose arrays may change as soon as this returns. `metric` ranks it, higher is better.
 
+        One that `lends_weights` has its weights written from where they are: they may change once `flush` has returned.
         Raises CheckpointError, at once, for state that cannot be stored, and for the failure of an earlier write.
         """
         snapshot = _ranked(snapshot, metric)
@@ -81,9 +84,12 @@ class Checkpoints:
             self._settle(lambda: self._write(snapshot))
             return
         earlier = self._copy
+        weights = snapshot.weights
+        if not lends_weights:
+            weights = self._own_weights = copy_state(weights, self._own_weights, "model")
         self._copy = replace(
             snapshot,
-            weights=copy_state(snapshot.weights, earlier and earlier.weights, "model"),
+            weights=weights,
             server=copy_state(snapshot.server, earlier and earlier.server, "server"),
             clients=copy_state(snapshot.clients, earlier and earlier.clients, "clients"),
         )

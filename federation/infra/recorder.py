@@ -62,10 +62,16 @@ class Recorder:
         """Whether round `number` ends with a checkpoint."""
         return self.checkpoints is not None and (last or self._shortage is not None or self.checkpoints.due(number))
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Save `snapshot`, of the round just recorded; it is written in the background."""
+    def checkpoint(self, snapshot: Snapshot, lends_weights: bool = False) -> None:
+        """Save `snapshot`, of the round just recorded; it is written in the background. One that `lends_weights` does so until
+        `settle`."""
         if self.checkpoints is not None:
-            self.checkpoints.save(self._complete(snapshot), metric=self._metric())
+            self.checkpoints.save(self._complete(snapshot), self._metric(), lends_weights)
+
+    def settle(self) -> None:
+        """Wait for what is being written."""
+        if self.checkpoints is not None:
+            self.checkpoints.flush()
 
     def checkpoint_now(self, snapshot: Snapshot | None) -> Path | None:
         """Write `snapshot` before this returns, for a run that is about to end; its path, None without checkpoints.

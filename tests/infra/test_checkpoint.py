@@ -155,6 +155,22 @@ def test_save_returns_before_the_write_and_takes_its_own_copy(tmp_path: Path, mo
     assert found.clients["c"]["x"].tolist() == [1, 1]
 
 
+def test_weights_that_are_lent_are_not_copied(tmp_path: Path) -> None:
+    """And a save that lends none does not write over those that another has lent."""
+    lent, others = (snapshot(round, server={"momentum": np.ones(3) * round}) for round in (1, 2))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(lent, lends_weights=True)
+        kept = checkpoints._copy
+        assert kept is not None
+        assert kept.weights is lent.weights
+        assert kept.server["momentum"] is not lent.server["momentum"]
+        checkpoints.save(others)
+        checkpoints.flush()
+    assert lent.weights["a"].tolist() == [1] * 50
+    for round in (1, 2):
+        assert read(tmp_path / f"round_{round:06d}.h5").weights["a"].tolist() == [round] * 50
+
+
 def test_a_second_save_waits_and_none_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate(monkeypatch)
     checkpoints = Checkpoints(tmp_path, keep=9)

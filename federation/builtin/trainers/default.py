@@ -72,6 +72,7 @@ class DefaultTrainer(Trainer):
             local = LocalParameters(self.config.local_parameters, self.weights.head(self._num_model).layout)
             self._update_bytes = Packing(self._compression, self.weights, local.indices).nbytes
         self._client_states: tuple[int, Mapping[str, Weights]] = (0, {})
+        self._lent: Weights | None = None  # those that a checkpoint may still be written from
         self._unrecorded: Fitted | None = None  # the last round, from its commit until it is recorded
 
     async def run(self) -> None:
@@ -86,6 +87,10 @@ class DefaultTrainer(Trainer):
         for number in range(self.round + 1, self.config.max_rounds + 1):
             self.recorder.check_time()
             fitted = await self._fit(number)
+            if self._lent is self._spare:  # a checkpoint of the round before the last may not be written yet
+                with self.timer.phase("checkpoint"):
+                    self.recorder.settle()
+                self._lent = None
             with self.timer.phase("reduce"):
                 gathered = await self.gather(fitted)
                 # Before the round commits: a client that is lost takes nothing with it that the checkpoint needs.
@@ -130,7 +135,7 @@ class DefaultTrainer(Trainer):
         Over a network, whoever is lost while it evaluates is not asked to train: clients are done with the one first.
         """
         config = self.config
-        return (number < config.max_rounds and is_due(config, number) and self.recorder.has_time()
+        return (number < config.max_rounds and (is_due(config, number) or len(self.server.ranks) > 1) and self.recorder.has_time()
                 and (config.evaluate == "server" or not self.server.is_open))
 
     async def _evaluation(self) -> asyncio.Task[dict[str, float]]:
@@ -221,7 +226,8 @@ class DefaultTrainer(Trainer):
                 self._client_states = number, await self.server.collect_states()
             snapshot = self.snapshot()
             assert snapshot is not None
-            self.recorder.checkpoint(snapshot)
+            self.recorder.checkpoint(snapshot, lends_weights=True)
+            self._lent = self.weights
 
     def _is_due(self, number: int) -> bool:
         return self.recorder.is_due(number, last=number == self.config.max_rounds)
