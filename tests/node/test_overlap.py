@@ -146,6 +146,19 @@ def test_rounds_without_an_evaluation_are_recorded_before_the_next_is_trained_or
     assert rows == list(range(1, ROUNDS + 1))
 
 
+def test_orders_to_train_go_out_before_a_round_without_an_evaluation_is_recorded():
+    """Writing a record blocks the server, and nobody else is to wait for that."""
+    watched, orders = Watched(3, ROUNDS), []
+
+    class Rows(Recorder):
+        def record(self, row):
+            orders.append(len(watched.seen))
+
+    in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(3)},
+             lambda server: trained(server, Rows(), evaluate="none"), wrap=watched.wrap)
+    assert orders == [3 * min(number + 1, ROUNDS) for number in range(1, ROUNDS + 1)]
+
+
 def test_a_slow_disk_gets_the_weights_of_the_round_that_is_saved(tmp_path, monkeypatch):
     """They are written from where they are: a round that would overwrite them waits, and only that."""
     write = checkpoint.write

@@ -48,12 +48,13 @@ class DefaultLearner(SteppedLearner):
     same bits on all ranks of like machines, but others than without. Small batches are filled up with samples of weight 0, so
     BatchNorm is refused. Needs a C++ compiler.
     `client_batch`: so many clients of a rank are trained at once, for torch models: one call of each operation for all of
-    them, by torch.func.vmap, which pays on a GPU. Each takes the batches that it takes by itself, and its numbers do not
-    depend on who is trained beside it, on the number of ranks or on placement, but they do on `client_batch`: a group is
-    filled up to it with a client that does not count, and a small batch to `batch_size`, so choose no more than a rank has
-    clients in a round. A rank holds so many models, as many gradients and, with momentum or Adam, states of the optimiser.
-    Refused are dropout, BatchNorm and others that change buffers in training, what vmap does not take, `precision`, `compile`
-    and `keep_momentum`; on a CPU also layers whose last bits differ from place to place, such as sigmoid, SiLU, GELU and LSTM.
+    them, by torch.func.vmap, which is meant for GPUs and brings nothing on a CPU. Each takes the batches that it takes by
+    itself, and its numbers do not depend on who is trained beside it, on the number of ranks or on placement, but they do
+    on `client_batch`: a group is filled up to it with a client that does not count, and a small batch to `batch_size`, so
+    choose no more than a rank has clients in a round. A rank holds so many models, as many gradients and, with momentum or
+    Adam, states of the optimiser. Refused are dropout, BatchNorm and others that change buffers in training, what vmap does
+    not take, `precision`, `compile` and `keep_momentum`; on a CPU also layers whose last bits differ from place to place,
+    such as sigmoid, SiLU, GELU and LSTM.
     `device`, for torch models: "cuda" is the GPU of this process's rank on its host, "auto" the same where there is one
     and else the CPU, "cuda:N" that one. The same bits everywhere are a promise of the CPU.
 

@@ -115,6 +115,8 @@ class DefaultTrainer(Trainer):
         training = asyncio.create_task(self._train(number))
         try:
             if evaluation is not None:
+                for _ in range(2):  # an evaluation of nothing is done at once: let the orders to train go out before the disk
+                    await asyncio.sleep(0)
                 await self._conclude(evaluation, alone=False)
             round_number.set(number)
             with self.timer.phase("fit"):
@@ -135,7 +137,8 @@ class DefaultTrainer(Trainer):
         Over a network, whoever is lost while it evaluates is not asked to train: clients are done with the one first.
         """
         config = self.config
-        return (number < config.max_rounds and (is_due(config, number) or len(self.server.ranks) > 1) and self.recorder.has_time()
+        is_worth_it = is_due(config, number) or len(self.server.ranks) > 1
+        return (number < config.max_rounds and is_worth_it and self.recorder.has_time()
                 and (config.evaluate == "server" or not self.server.is_open))
 
     async def _evaluation(self) -> asyncio.Task[dict[str, float]]:
