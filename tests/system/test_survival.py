@@ -46,13 +46,16 @@ def _line(pid: int) -> str:
 
 def run_killing(folder: Path, moments: list[float], settings: list[str], number: signal.Signals = signal.SIGKILL,
                 rows: int = 0) -> Finished:
-    """Run, and send a worker `number` at each of these moments: seconds after the last time, or after `rows` rounds."""
+    """Run, and send a worker `number` at each of these moments: seconds after the last time; at first, after there are workers, or
+    after `rows` rounds."""
     began = time.monotonic()
     with subprocess.Popen(command(folder=folder, settings=settings, mode="parallel"), start_new_session=True, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **ENVIRONMENT}) as process:
         try:
             if rows:
                 wait_for_rows(folder, rows)
+            while not workers(process.pid) and process.poll() is None:
+                time.sleep(0.02)
             for moment in moments:
                 time.sleep(moment)
                 for victim in random.Random(moment).sample(there := workers(process.pid), k=min(1, len(there))):
