@@ -25,6 +25,23 @@ def network(*widths: int, flattens: bool = False) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
+def step_of_autograd(module: nn.Module, x: torch.Tensor, y: torch.Tensor, rate: float) -> float:
+    """What DenseSteps.step does."""
+    scores = module(x)
+    loss = functional.mse_loss(scores[:, 0], y) if y.is_floating_point() else functional.cross_entropy(scores, y)
+    loss.backward()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter -= rate * parameter.grad
+            parameter.grad = None
+    return loss.item()
+
+
+def assert_close(here: nn.Module, there: nn.Module) -> None:
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("widths", [(6, 4), (6, 5, 4), (6, 8, 7, 5, 2), (6, 1), (6, 3, 1)])
 @pytest.mark.parametrize("flattens", [False, True])
 def test_the_steps_of_autograd_but_for_rounding(widths, flattens):
@@ -37,16 +54,8 @@ def test_the_steps_of_autograd_but_for_rounding(widths, flattens):
     for _ in range(20):
         x = torch.randn((7, 2, 3) if flattens else (7, 6), generator=draws)
         y = torch.randn(7, generator=draws) if kind == "mse" else torch.randint(widths[-1], (7,), generator=draws)
-        scores = there(x)
-        loss = functional.mse_loss(scores[:, 0], y) if kind == "mse" else functional.cross_entropy(scores, y)
-        loss.backward()
-        assert steps.step(x, y, 0.1) == pytest.approx(loss.item(), rel=1e-5)
-        with torch.no_grad():
-            for parameter in there.parameters():
-                parameter -= 0.1 * parameter.grad
-                parameter.grad = None
-    for one, other in zip(here.parameters(), there.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert steps.step(x, y, 0.1) == pytest.approx(step_of_autograd(there, x, y, 0.1), rel=1e-5)
+    assert_close(here, there)
 
 
 def hooked() -> nn.Module:
@@ -112,15 +121,8 @@ def test_a_batch_of_another_size_has_steps_as_well():
     steps = DenseSteps.find(here, list(here.parameters()), "cross_entropy")
     for count in (8, 3, 8):
         x, y = torch.linspace(-1, 1, 6 * count).reshape(count, 6), torch.arange(count) % 4
-        loss = functional.cross_entropy(there(x), y)
-        loss.backward()
-        assert steps.step(x, y, 0.5) == pytest.approx(loss.item(), rel=1e-5)
-        with torch.no_grad():
-            for parameter in there.parameters():
-                parameter -= 0.5 * parameter.grad
-                parameter.grad = None
-    for one, other in zip(here.parameters(), there.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert steps.step(x, y, 0.5) == pytest.approx(step_of_autograd(there, x, y, 0.5), rel=1e-5)
+    assert_close(here, there)
 
 
 def test_training_by_them_leaves_torchs_generator_alone():

@@ -11,7 +11,7 @@ import pytest
 
 from node_comm.launchers import PRETENDED_NODES
 from tests.mpi_helper import find_mpirun, mpirun, needs_mpi, report
-from tests.node_comm.test_mpi import run_suite
+from tests.node_comm.test_mpi import assert_all_pass
 
 SUITE = "tests/node_comm/mpi_nodes_suite.py"
 #: What small messages (arrivals, offers, MPI's own at the start) may come to between two ranks: less than a piece.
@@ -35,11 +35,7 @@ def counts_messages() -> bool:
 @pytest.mark.parametrize("n", [4, 5, 6])
 def test_suite(n: int) -> None:
     """Every rank passes the suite: the contract, and sums against NumPy's."""
-    done = run_suite(n, SUITE)
-    passed = re.findall(rf"rank (\d) of {n}: (\d+) MPI tests passed", done.stderr)
-    assert done.returncode == 0, report(done)
-    assert sorted(int(rank) for rank, _ in passed) == list(range(n)), report(done)
-    assert all(int(count) >= 30 for _, count in passed), report(done)
+    assert_all_pass(n, SUITE, 30)
 
 
 @needs_mpi
