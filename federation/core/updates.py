@@ -17,6 +17,7 @@ them allocate and reduce.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -75,8 +76,6 @@ class UpdateSum(ABC):
         """
         self.layout = layout
         self._parameters = frozenset(layout.parameters)
-        self._places = kernels.Places(layout.dtypes, [math.prod(shape) for shape in layout.shapes], layout.offsets,
-                                      [where.start for where in layout.value_slices])
         self._allocate = allocate or aligned_empty
         self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those beyond `limbs` are zero
         self.limbs = []
@@ -199,6 +198,12 @@ class ExactSum(UpdateSum):
                            for peak, dtype in zip(self._peaks, self.layout.dtypes, strict=True)]
         self._shifts = np.array(self._exponents, np.int64) - self._log2_c
         self._limit = kernels.LIMB_LIMIT / 2.0 ** _log2_ceil(self._cohort_size)
+
+    @functools.cached_property
+    def _places(self) -> kernels.Places:
+        layout = self.layout
+        return kernels.Places(layout.dtypes, [math.prod(shape) for shape in layout.shapes], layout.offsets,
+                              [where.start for where in layout.value_slices])
 
     def _add_whole(self, weights: Weights, shares: list[float]) -> bool:
         return kernels.accumulate_model(self.limbs[0], weights.buffer, self._start.buffer, self._places,

@@ -22,9 +22,9 @@ SLOT_ALIGNMENT = 8
 
 _SUPPORTED = {dtype.name: dtype for dtype in sorted(kernels.DTYPES, key=lambda dtype: (dtype.name[0], dtype.itemsize))}
 
-#: A model's arrays as callers hold them: by name, or in the order of the layout.
 #: Gives a uint8 vector of so many bytes, at least 8-byte aligned.
 Allocate: TypeAlias = Callable[[int], np.ndarray]
+#: A model's arrays as callers hold them: by name, or in the order of the layout.
 Arrays: TypeAlias = "Weights | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike]"
 
 
@@ -228,9 +228,9 @@ class Weights(Sequence[np.ndarray]):
     @classmethod
     def of(cls, arrays: Arrays, names: Sequence[str] | None = None) -> Weights:
         """A copy of `arrays`, of any memory order and byte order; their layout is `Layout.of(arrays, names)`."""
-        layout = Layout.of(arrays, names)
-        _, given = _named(arrays, names)
-        weights = cls.zeros(layout)
+        known = arrays.layout if isinstance(arrays, Weights) and names is None else None
+        names, given = _named(arrays, names)
+        weights = cls.zeros(known or Layout(names, [array.shape for array in given], [array.dtype for array in given]))
         for target, array in zip(weights, given, strict=True):
             target[...] = array
         return weights

@@ -325,16 +325,16 @@ class ClientHost:
                 turns[client_id] = Turn(data, Context(client_id, order.round, self._seed), self._personal_start(client_id))
             except Exception as error:
                 yield client_id, error
-        left = list(turns)
+        names, left = list(turns), set(turns)
         try:
-            with self.spans.span("fit", ", ".join(turns)):
+            with self.spans.span("fit", ", ".join(names)):
                 for index, result in self.learner.fit_many(list(turns.values()), {**order.config, "round": order.round}):
-                    client_id = list(turns)[index]
+                    client_id = names[index]
                     checked = result if isinstance(result, Exception) else _checked(result, TrainResult)
                     left.remove(client_id)
                     yield client_id, checked
         except Exception as error:
-            yield from ((client_id, error) for client_id in left)
+            yield from ((client_id, error) for client_id in names if client_id in left)
 
     def _result_of(self, client_id: str, order: Fit) -> TrainResult | Exception:
         """What comes of one client that is trained by itself."""

@@ -238,18 +238,18 @@ class ServerNode:
                     total_samples=plan.total_samples, deadline=plan.deadline, compression=plan.compression,
                     packed=self.is_open and bool(plan.compression))
         shares = self._shares(plan.cohort)
-        sums = self._room_for_sums(plan, shares)
+        await self._bring(shares)
+        handout = self._handout(plan, order, shares)
+        # Handed out bit by bit, they grow from report to report: a reduction brings them at the end.
+        sums = self._room_for_sums(plan, shares) if handout is None else {}
 
         def order_of(rank: int) -> Fit:
             return msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
 
-        await self._bring(shares)
-        handout = self._handout(plan, order, shares)
-        if handout is not None:
-            sums = {}  # they grow from report to report: a reduction brings them at the end
-            reports = await self._hand_out(handout, plan.round)
-        else:
+        if handout is None:
             reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round, sums)
+        else:
+            reports = await self._hand_out(handout, plan.round)
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)
         return replace(fitted, sums=list(sums.values())) if sums and fitted.limbs == 1 else fitted
