@@ -1,6 +1,7 @@
 """A round of this project against loops by hand and against other frameworks, on the same work (see workloads.py).
 
-    python benchmarks/bench_round.py [--work w1 w2 w3] [--repeats 3] [--peers pfl flower] [--bf16] [--json FILE] [--plot FILE]
+    python benchmarks/bench_round.py [--work w1 w2 w3] [--repeats 3] [--peers appfl flower pfl] [--bf16]
+                                      [--json FILE] [--plot FILE]
 
 Every competitor is a process of its own, and they take turns, `--repeats` times; the table has the medians over all rounds but
 each first one. Runs of this project have the exact reduction, metrics.jsonl and progress; no evaluation and one checkpoint at
@@ -30,7 +31,7 @@ from workloads import WORKLOADS
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"}
-PEERS = {"pfl": ("pfl[pytorch]",), "flower": ("flwr[simulation]",)}
+PEERS = {"pfl": ("pfl[pytorch]",), "flower": ("flwr[simulation]",), "appfl": ("appfl==1.12.0", "openmpi", "mpi4py")}
 #: torch as it is here, so that nobody has another.
 TORCH = ("torch==2.13.0", "numpy")
 
@@ -55,8 +56,7 @@ def ours(mode: str, work: str) -> list[float]:
                     f"output_dir={folder}/run"]
         line = [sys.executable, "-m", "federation.launch", "--set", *settings]
         if mode == "mpi":
-            root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-            line = [str(Path(sys.executable).with_name("mpirun")), *root, "--oversubscribe", "-n", "3", *line, "mode=mpi"]
+            line = [*three_ranks(Path(sys.executable).parent), *line, "mode=mpi"]
         else:
             line.append(f"mode={'parallel' if mode == 'parallel' else 'serial'}")
         run(line)
@@ -67,7 +67,15 @@ def ours(mode: str, work: str) -> list[float]:
 
 def peer(name: str, work: str) -> list[float]:
     """A peer's script, in the peer's environment."""
-    return numbers([str(environment(name) / "bin" / "python"), str(HERE / "peers" / f"{name}_round.py"), work])
+    programs = environment(name) / "bin"
+    start = three_ranks(programs) if name == "appfl" else []
+    return numbers([*start, str(programs / "python"), str(HERE / "peers" / f"{name}_round.py"), work])
+
+
+def three_ranks(programs: Path) -> list[str]:
+    """The beginning of a line that runs under the mpirun of an environment: the server, and 2 that train."""
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return [str(programs / "mpirun"), *root, "--oversubscribe", "-n", "3"]
 
 
 def environment(name: str) -> Path:
