@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from federation.core.trainer import Trainer
@@ -60,12 +60,17 @@ class Survival:
         self._start_over = start_over
         self._lost = 0
         self._round = 0
+        self._missing: list[int] = []  # ranks that are lost, until the log says so
 
     async def run(self) -> None:
         """Train, and end the world. Raises Disconnected for a loss that cannot be made good."""
         server = self.trainer.server
+        loss: Disconnected | RoundError | None = None
+        began = 0.0
         while True:
             try:
+                if isinstance(loss, Disconnected):
+                    await self._resume(loss, began)
                 await self.trainer.run()
                 await server.stop()
                 return
@@ -73,17 +78,22 @@ class Survival:
                 goes_on = server.recoverable if isinstance(error, Disconnected) else server.is_open
                 if not goes_on or self.ending or not self._may_go_on(error):
                     raise
-                loss = error
+                loss, began = error, time.monotonic()
             if isinstance(loss, RoundError):
                 logger.warning("%s", loss)
                 self._rewind()
-                continue
-            began = time.monotonic()
-            await server.recover()
-            await server.wait_for_clients(0)
-            round = self._rewind()
-            logger.warning("%s: going on after round %d with %d ranks, %.3f s later", describe(server.node.transport.lost, loss),
-                           round, server.node.transport.size, time.monotonic() - began)
+            else:
+                await server.recover()
+                self._missing += server.node.transport.lost
+
+    async def _resume(self, loss: Disconnected, began: float) -> None:
+        """Wait for the ranks of the new world, of which some may be lost meanwhile, and go back to the last commit."""
+        server = self.trainer.server
+        await server.wait_for_clients(0)
+        round = self._rewind()
+        logger.warning("%s: going on after round %d with %d ranks, %.3f s later", describe(self._missing, loss), round,
+                       server.node.transport.size, time.monotonic() - began)
+        self._missing.clear()
 
     def _may_go_on(self, loss: Exception) -> bool:
         if not isinstance(self.trainer, Resumable):
@@ -103,7 +113,7 @@ class Survival:
         return self.trainer.round if isinstance(self.trainer, Resumable) else 0
 
 
-def describe(ranks: tuple[int, ...], loss: Disconnected) -> str:
+def describe(ranks: Sequence[int], loss: Disconnected) -> str:
     """Which ranks are gone, and why."""
     if not ranks or isinstance(loss, PeerFailed):
         return str(loss)

@@ -4,7 +4,8 @@
     DEADLY="stop:fit 1 4"        rank 1 is frozen (SIGSTOP) when it is to train for the fourth time
     DEADLY="hang:fit 1 4"        ... or its training never ends
 
-Several are separated by commas. Operations: those of a transport, and `fit` and `evaluate` of a rank's host.
+Several are separated by commas. Operations: those of a transport, `fit` and `evaluate` of a rank's host, and `_register` of its
+node.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import signal
 import time
 
+from federation.node.client import ClientNode
 from federation.node.host import ClientHost
 from node_comm.mpi import MPITransport
 
@@ -30,7 +32,7 @@ def _end(how: str) -> None:
 
 
 def _arm(how: str, operation: str, number: int) -> None:
-    owner = ClientHost if operation in ("fit", "evaluate") else MPITransport
+    owner = {"fit": ClientHost, "evaluate": ClientHost, "_register": ClientNode}.get(operation, MPITransport)
     original = getattr(owner, operation)
     calls = 0
 
@@ -51,7 +53,7 @@ def _arm(how: str, operation: str, number: int) -> None:
             asyncio.get_running_loop().call_later(0.0005, _end, how)
         return await original(*args, **kwargs)
 
-    setattr(owner, operation, plain if owner is ClientHost else midway)
+    setattr(owner, operation, midway if owner is MPITransport else plain)
 
 
 for order in filter(None, os.environ.get("DEADLY", "").split(",")):

@@ -154,6 +154,7 @@ ASYNC = [*faulty("none"), "num_clients=8", "trainer_config.max_rounds=20", "comp
     pytest.param(QUICK, 5, "broadcast 1 4,reduce 2 3,fit 3 6", id="broadcast-reduce-fit"),
     pytest.param(QUICK, 6, "fit 1 3,fit 3 3,send 2 9,evaluate 4 8", id="two-at-once-report-evaluate"),
     pytest.param(QUICK, 4, "recover 1 1,fit 2 2,recover 3 1", id="while-recovering-none-but-rank-0-left"),
+    pytest.param(QUICK, 5, "fit 2 3,_register 1 2,reduce 3 6", id="while-registering-anew"),
     pytest.param(MEDIAN, 5, "alltoall 1 3,gather 2 4,alltoall 3 7", id="columns"),
     pytest.param(KRUM, 4, "alltoall 1 2,reduce 3 5", id="inner-products"),
     pytest.param(SCAFFOLD, 4, "fit 1 3,evaluate 2 5", id="what-clients-keep"),
