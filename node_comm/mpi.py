@@ -19,11 +19,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, TypeVar, TypeVarTuple
 
+import msgspec
 import numpy as np
 
 from node_comm import launchers
 from node_comm.agreement import alltoall_call, barrier_call, broadcast_call, gather_call, reduce_call
 from node_comm.arrays import Into, as_bytes, describe, destination, packed
+from node_comm.bells import Bells, Location
 from node_comm.errors import AddressError, CommError, Disconnected, Unavailable
 from node_comm.mpi_thread import OperationThread
 from node_comm.transport import Operation, Received, Transport
@@ -76,11 +78,10 @@ def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES, *, share_memory: bool = True
     world = mpi.COMM_WORLD.Dup()  # its error handler is this transport's affair
     world.Set_errhandler(mpi.ERRORS_RETURN)
     comms = [world.Dup() for _ in range(COMMUNICATORS)]
-    if not share_memory:
-        return MPITransport(world, comms, int(smallest[0]))
     from node_comm.mpi_nodes import Nodes
 
-    return MPITransport(world, comms, int(smallest[0]), Nodes.probe(comms[1], int(smallest[0]), pretended))
+    shared = Nodes.probe(comms[1], int(smallest[0]), pretended) if share_memory else None
+    return MPITransport(world, comms, int(smallest[0]), _bells(world, pretended is None), shared)
 
 
 def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
@@ -140,6 +141,21 @@ def _load_mpi() -> ModuleType:
     return MPI
 
 
+def _bells(world: MPI.Intracomm, is_one_machine: bool) -> Bells:
+    """This rank's bell, and those of the ranks that it can ring, which are on its machine; all ranks of `world` are here."""
+    from mpi4py import MPI
+
+    from node_comm.mpi_shared import gathered
+
+    bells = Bells()
+    if is_one_machine:
+        locations = gathered(world, msgspec.msgpack.encode(bells.location()))
+        reached = np.array([bells.reach([msgspec.msgpack.decode(each, type=Location | None) for each in locations])], np.int64)
+        world.Allreduce(MPI.IN_PLACE, reached, MPI.MIN)
+        bells.is_rung_by_all = bool(reached[0])
+    return bells
+
+
 def _library(mpi: ModuleType) -> str:
     text: str = mpi.Get_library_version()
     return text.rstrip("\0 \n")
@@ -159,7 +175,7 @@ class MPITransport(Transport):
     `launchers.survives_lost_ranks`), `max_chunk_bytes`.
     """
 
-    def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int,
+    def __init__(self, world: MPI.Intracomm, comms: Sequence[MPI.Intracomm], max_chunk_bytes: int, bells: Bells,
                  shared: SharedMemory | Nodes | None = None) -> None:
         from mpi4py import MPI
 
@@ -189,7 +205,8 @@ class MPITransport(Transport):
         self._exits = Collectives(exits, max_chunk_bytes)
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
-        self._thread = OperationThread("node_comm MPI", self._as_comm_error)
+        self._bells = bells
+        self._thread = OperationThread("node_comm MPI", self._as_comm_error, bells)
 
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
         from node_comm.mpi_messages import Frame
@@ -204,7 +221,7 @@ class MPITransport(Transport):
         if dest == self.rank:  # received by whoever comes later, maybe by the same task: the buffer cannot be lent
             await self._run(self._messages.send_here(frame, payload.copy()))
         else:
-            await self._run(self._messages.send(dest, frame, payload))
+            await self._run(self._messages.send(dest, frame, payload), [dest])
 
     async def recv(self, source: int | None = None, into: Into = None) -> Received:
         if source is not None:
@@ -216,9 +233,9 @@ class MPITransport(Transport):
         try:
             target = destination(into, header, description)
         except Exception:
-            await self._run(self._messages.discard_payload(arrival))
+            await self._run(self._messages.discard_payload(arrival), [arrival.source])
             raise
-        await self._run(self._messages.receive_payload(arrival, as_bytes(target)))
+        await self._run(self._messages.receive_payload(arrival, as_bytes(target)), [arrival.source])
         return Received(arrival.source, header, target)
 
     async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
@@ -254,20 +271,31 @@ class MPITransport(Transport):
 
     async def close(self) -> None:
         """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""
+        if await self._stop() and not self.recoverable:  # the world that comes after this one has the same bells
+            self._bells.close()
+
+    async def _stop(self) -> bool:
+        """End the thread, and close what only it uses; False if it does not end."""
         if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
-        elif self._shared is not None:
+            return False
+        if self._shared is not None:
             shared, self._shared = self._shared, None
             shared.close()
+        return True
 
     async def finish(self) -> None:
         """See Transport: nobody leaves a recoverable world before all agree that none is lost."""
-        await self.close()
-        if self.recoverable:
-            from node_comm.mpi_recovery import Word
+        if not self.recoverable:
+            await self.close()
+            return
+        from node_comm.mpi_recovery import Word
 
-            if await self._agree(Word.LEAVE) is not Word.LEAVE:
-                raise Disconnected("a rank was lost while all were leaving")
+        has_stopped = await self._stop()
+        if await self._agree(Word.LEAVE) is not Word.LEAVE:
+            raise Disconnected("a rank was lost while all were leaving")
+        if has_stopped:
+            self._bells.close()
 
     async def recover(self) -> Transport:
         """See Transport: a world of the ranks that live, by ULFM's Shrink."""
@@ -276,16 +304,18 @@ class MPITransport(Transport):
         if not self.recoverable:
             return await super().recover()
         mpi_recovery.revoke(self._revocable)  # so that nobody waits for this rank, nor this rank in a call of its own
-        await self.close()
+        has_stopped = await self._stop()
         if await self._agree(mpi_recovery.Word.GO_ON) is mpi_recovery.Word.END:
             raise Disconnected("another rank has ended the job")
         world, comms = await asyncio.to_thread(mpi_recovery.shrunk, self._world, COMMUNICATORS)
         lost = mpi_recovery.lost(self._world, world)
         if 0 in lost:
             raise Disconnected("rank 0 is lost, which the others cannot do without")
-        successor = MPITransport(world, comms, self.max_chunk_bytes)
+        left = [rank for rank in range(self.size) if rank not in lost]
+        bells = self._bells.of_survivors(left) if has_stopped else Bells()
+        successor = MPITransport(world, comms, self.max_chunk_bytes, bells)
         successor.lost = tuple(self._origins[rank] for rank in lost)
-        successor._origins = [origin for rank, origin in enumerate(self._origins) if rank not in lost]
+        successor._origins = [self._origins[rank] for rank in left]
         return successor
 
     async def _agree(self, word: mpi_recovery.Word) -> mpi_recovery.Word:
@@ -324,7 +354,7 @@ class MPITransport(Transport):
         """Whether all ranks call this within `seconds` of each other. Call it at most once."""
         try:
             async with asyncio.timeout(seconds):
-                await self._thread.run(self._exits.arrive(barrier_call()))
+                await self._thread.run(self._exits.arrive(barrier_call()), None)
         except (TimeoutError, Disconnected):
             return False
         return True
@@ -340,9 +370,9 @@ class MPITransport(Transport):
             return Disconnected(*translated.args)
         return translated
 
-    async def _run(self, operation: mpi_thread.Operation[Result]) -> Result:
+    async def _run(self, operation: mpi_thread.Operation[Result], partners: Sequence[int] | None = ()) -> Result:
         try:
-            return await self._thread.run(operation)
+            return await self._thread.run(operation, partners)
         except Disconnected as error:
             self._thread.end(error)
             raise
@@ -352,7 +382,7 @@ class MPITransport(Transport):
 
     async def _collective(self, operation: mpi_thread.Operation[None]) -> None:
         async with self._turn:  # ranks must enter collectives in one order: that of the calls
-            await self._run(operation)
+            await self._run(operation, None)
 
     def _check_rank(self, rank: int) -> None:
         if not 0 <= rank < self.size:

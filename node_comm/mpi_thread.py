@@ -1,9 +1,9 @@
 """The one thread that makes a rank's MPI calls, so that the event loop never waits in one.
 
 An *operation* is a generator: each `yield` means "not yet, look again later", its return value is the result. The
-thread steps all pending operations in turn. Between looks it naps, longer the longer nothing has happened, in the
-queue through which new operations come: a new one wakes it at once, and a thread with no operation sleeps for good.
-An operation of many parts yields True when one more has been done, so that the naps begin anew.
+thread steps all pending operations in turn. Between looks it naps by its bell, longer the longer nothing has happened: a
+new operation rings it, and so do the ranks of the machine when they have done their part of one. A thread with no operation
+sleeps for good. An operation of many parts yields True when one more has been done, so that the naps begin anew.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import ctypes
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from node_comm.bells import Bells
 from node_comm.errors import Disconnected
 
 Result = TypeVar("Result")
@@ -28,6 +29,8 @@ Operation = Generator[Any, None, Result]
 NAP_SHARE = 1 / 16
 #: ...but never longer than this (seconds), so that a rank that waits for minutes still answers at once.
 LONGEST_NAP = 1e-3
+#: Where every other rank rings when it has done something, longer naps delay only what MPI does by itself.
+LONGEST_NAP_BY_BELL = 16e-3
 #: How long a thread that is asked to stop may take (seconds); it overruns only inside a blocking call of a dead world.
 STOP_SECONDS = 5.0
 
@@ -37,18 +40,22 @@ class _Job:
     operation: Operation[Any]
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
-    has_moved: bool = False
+    partners: Sequence[int] | None
+    has_begun: bool = False
+    has_ended: bool = False
 
     def step(self, translate: Callable[[Exception], Exception]) -> bool:
-        """Look once; True when the operation has ended, and its future has been told."""
+        """Look once; whether the operation has begun, moved or ended by it. When it has ended, its future is told."""
         try:
-            self.has_moved = next(self.operation) is True
+            has_moved = next(self.operation) is True or not self.has_begun
+            self.has_begun = True
         except StopIteration as end:
             self.settle(end.value, None)
         except Exception as error:
             self.settle(None, translate(error))
         else:
-            return False
+            return has_moved
+        self.has_ended = True
         return True
 
     def cut_off(self, reason: Disconnected) -> None:
@@ -73,26 +80,32 @@ def _settle(future: asyncio.Future[Any], result: object, error: Exception | None
 
 
 class OperationThread:
-    """Runs operations in one thread, started here; `translate` turns what they raise into what callers get."""
+    """Runs operations in one thread, started here; `translate` turns what they raise into what callers get.
 
-    def __init__(self, name: str, translate: Callable[[Exception], Exception]) -> None:
+    The thread sleeps by `bells`, which stay the caller's, who may close them when the thread has stopped.
+    """
+
+    def __init__(self, name: str, translate: Callable[[Exception], Exception], bells: Bells) -> None:
         self._translate = translate
+        self._bells = bells
         self._ended: Disconnected | None = None
         # Not a queue.SimpleQueue: its `get` with a short timeout can block for ever (CPython 3.11).
         self._inbox: deque[_Job | Disconnected] = deque()
-        self._bell = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
         # A rank that ends without `stop` must not finalize MPI under the feet of this thread.
         atexit.register(self._stop_at_exit)
 
-    async def run(self, operation: Operation[Result]) -> Result:
-        """Hand `operation` over and await its result. Cancelling the wait does not stop the operation."""
+    async def run(self, operation: Operation[Result], partners: Sequence[int] | None = ()) -> Result:
+        """Hand `operation` over and await its result. Cancelling the wait does not stop the operation.
+
+        `partners` (None: all) are the ranks that are woken when it has begun, when a part of it is done, and when it ends.
+        """
         if self._ended is not None:
             raise Disconnected(*self._ended.args)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._put(_Job(operation, loop, future))
+        self._put(_Job(operation, loop, future, partners))
         return await future
 
     def end(self, reason: Disconnected) -> None:
@@ -114,16 +127,15 @@ class OperationThread:
 
     def _put(self, item: _Job | Disconnected) -> None:
         self._inbox.append(item)
-        self._bell.set()
+        self._bells.ring()
 
     def _serve(self) -> None:
         jobs: list[_Job] = []
         last_change = time.monotonic()
         while True:
             waited = time.monotonic() - last_change
-            self._bell.wait(min(waited * NAP_SHARE, LONGEST_NAP) if jobs else None)
-            self._bell.clear()
-            known = len(jobs)
+            longest = LONGEST_NAP_BY_BELL if self._bells.is_rung_by_all else LONGEST_NAP
+            has_changed = self._bells.wait(min(waited * NAP_SHARE, longest) if jobs else None)
             while self._inbox:
                 item = self._inbox.popleft()
                 if isinstance(item, Disconnected):
@@ -131,8 +143,10 @@ class OperationThread:
                         job.cut_off(item)
                     return
                 jobs.append(item)
-            arrived = len(jobs) > known
-            pending = [job for job in jobs if not job.step(self._translate)]
-            if arrived or len(pending) < len(jobs) or any(job.has_moved for job in pending):
+            for job in jobs:
+                if job.step(self._translate):
+                    self._bells.ring_others(job.partners)
+                    has_changed = True
+            jobs = [job for job in jobs if not job.has_ended]
+            if has_changed:
                 last_change = time.monotonic()
-            jobs = pending

@@ -124,6 +124,27 @@ def test_receives_are_served_in_the_order_of_their_calls() -> None:
     on_this_rank(main)
 
 
+@pytest.mark.mpi(min_size=2)
+def test_a_message_wakes_its_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks of a machine need no naps: with some of minutes, which begin a tenth of a second after the last ring, none is late."""
+    monkeypatch.setattr("node_comm.mpi_thread.NAP_SHARE", 1000)
+    monkeypatch.setattr("node_comm.mpi_thread.LONGEST_NAP_BY_BELL", 300)
+
+    async def main(transport: MPITransport) -> None:
+        following, previous = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+        async with asyncio.timeout(60):
+            for turn in range(4):
+                if transport.rank == turn % transport.size:
+                    await asyncio.sleep(0.5)  # the others sleep by now
+                    await transport.send(following, b"go round")
+                    await transport.recv(previous)
+                else:
+                    await transport.recv(previous)
+                    await transport.send(following, b"go round")
+
+    on_this_rank(main)
+
+
 def test_a_header_longer_than_a_chunk_is_refused() -> None:
     async def main(transport: MPITransport) -> None:
         with pytest.raises(CommError, match="send large data as the buffer"):

@@ -7,9 +7,11 @@ import itertools
 import threading
 import time
 import types
+from collections.abc import Iterable
 
 import pytest
 
+from node_comm.bells import Bells
 from node_comm.errors import Disconnected
 from node_comm.mpi_thread import Operation, OperationThread
 
@@ -38,7 +40,7 @@ def failing() -> Operation[str]:
 
 def test_operations_run_side_by_side_in_one_thread() -> None:
     async def main() -> None:
-        thread = OperationThread("worker", unchanged)
+        thread = OperationThread("worker", unchanged, Bells())
         event = threading.Event()
         waiting = asyncio.ensure_future(thread.run(until(event)))
         assert await asyncio.gather(*(thread.run(after(looks, str(looks))) for looks in (9, 0, 3))) == ["9", "0", "3"]
@@ -52,7 +54,7 @@ def test_operations_run_side_by_side_in_one_thread() -> None:
 
 def test_errors_reach_who_waits_translated() -> None:
     async def main() -> None:
-        thread = OperationThread("worker", lambda error: LookupError(f"translated {error!r}"))
+        thread = OperationThread("worker", lambda error: LookupError(f"translated {error!r}"), Bells())
         with pytest.raises(LookupError, match=r"translated KeyError\('inside'\)"):
             await thread.run(failing())
         assert await thread.run(after(2, "later ones run")) == "later ones run"
@@ -63,7 +65,7 @@ def test_errors_reach_who_waits_translated() -> None:
 
 def test_a_stop_ends_what_is_pending_and_what_comes_later() -> None:
     async def main() -> None:
-        thread = OperationThread("worker", unchanged)
+        thread = OperationThread("worker", unchanged, Bells())
         pending = [asyncio.ensure_future(thread.run(until(threading.Event()))) for _ in range(3)]
         await asyncio.sleep(0)
         thread.end(Disconnected("the end"))
@@ -78,7 +80,7 @@ def test_a_stop_ends_what_is_pending_and_what_comes_later() -> None:
 
 def test_a_cancelled_wait_does_not_disturb_the_thread() -> None:
     async def main() -> None:
-        thread = OperationThread("worker", unchanged)
+        thread = OperationThread("worker", unchanged, Bells())
         event = threading.Event()
         waiting = asyncio.ensure_future(thread.run(until(event)))
         await asyncio.sleep(0)
@@ -94,28 +96,75 @@ def test_naps_begin_anew_when_an_operation_has_moved(monkeypatch: pytest.MonkeyP
     """By a clock that goes on by a millisecond each time it is read: naps grow, and after True are as short as the first."""
     naps: list[float] = []
 
-    class Bell(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            if timeout is None:
-                return super().wait()
-            naps.append(timeout)
-            return self.is_set()
+    class Quiet(Bells):
+        def wait(self, seconds: float | None) -> bool:
+            if seconds is None:
+                return super().wait(None)
+            naps.append(seconds)
+            return super().wait(0)
 
     def moving() -> Operation[None]:
         yield from (False, False, False, True, False, False)
 
     async def main() -> None:
-        thread = OperationThread("worker", unchanged)
+        thread = OperationThread("worker", unchanged, Quiet())
         await thread.run(moving())
         await thread.stop(Disconnected("the end"))
 
     clock = itertools.count()
     monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock) * 1e-3))
-    monkeypatch.setattr("node_comm.mpi_thread.threading", types.SimpleNamespace(Event=Bell, Thread=threading.Thread))
     asyncio.run(main())
     first, second, third, anew, *_ = naps
     assert first < second < third
     assert anew == first
+
+
+def test_partners_are_woken_when_something_has_been_done() -> None:
+    """Not when an operation only looked: at its begin, at the part that moves, and at its end."""
+    events: list[object] = []
+
+    class Recording(Bells):
+        def ring_others(self, ranks: Iterable[int] | None) -> None:
+            events.append(ranks)
+
+    def moving() -> Operation[None]:
+        for look in range(6):
+            events.append(look)
+            yield look == 3
+
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged, Recording())
+        await thread.run(moving(), [4, 2])
+        await thread.run(after(0, "at once"), None)
+        with pytest.raises(KeyError):
+            await thread.run(failing(), [1])
+        await thread.stop(Disconnected("the end"))
+
+    asyncio.run(main())
+    assert events == [0, [4, 2], 1, 2, 3, [4, 2], 4, 5, [4, 2], None, [1], [1]]
+
+
+def test_a_ring_makes_naps_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock as above: who was rung looks soon, and soon again, for what MPI may not show at once."""
+    naps: list[float] = []
+
+    class Rung(Bells):
+        def wait(self, seconds: float | None) -> bool:
+            if seconds is None:
+                return super().wait(None)
+            naps.append(seconds)
+            return super().wait(0) or len(naps) == 4
+
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged, Rung())
+        await thread.run(after(6, "done"))
+        await thread.stop(Disconnected("the end"))
+
+    clock = itertools.count()
+    monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock) * 1e-3))
+    asyncio.run(main())
+    first, _, _, fourth, anew, *_ = naps
+    assert fourth > first == anew
 
 
 def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
@@ -132,7 +181,7 @@ def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
         return looks
 
     async def main() -> None:
-        thread = OperationThread("worker", unchanged)
+        thread = OperationThread("worker", unchanged, Bells())
         looks = await thread.run(look_for(0.5))
         assert 5 < looks < 5_000  # a busy loop would look about a million times
         await asyncio.sleep(0.3)  # idle
