@@ -1,5 +1,7 @@
-// Thin bindings: exact types, no conversions. Arguments are checked by federation/kernels.py, the only caller.
+// Thin bindings: exact types, no conversions. Arguments are checked by the callers, federation/kernels.py and
+// federation/builtin/steps/dense.py.
 #include "columnwise.hpp"
+#include "dense.hpp"
 #include "kernels.hpp"
 
 #include <nanobind/nanobind.h>
@@ -191,9 +193,45 @@ template <class T> void bind_columnwise(nb::module_& m, const std::string& name)
           nb::arg("rows").noconvert(), nb::arg("out").noconvert(), "kept"_a);
 }
 
+// A DenseNetwork and the arrays that it works on.
+class Network {
+public:
+    using Weight = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+    using Samples = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+    Network(std::uintptr_t sgemm, std::vector<Weight> weights, std::vector<Vector<float>> biases)
+        : weights_(std::move(weights)), biases_(std::move(biases)),
+          network_(reinterpret_cast<Sgemm>(sgemm), layers(weights_, biases_)) {}  // NOLINT: an address from ctypes
+
+    template <class Wanted>
+    double step(const Samples& x, const Vector<const Wanted>& y, const Vector<const std::int64_t>& batch, float rate) {
+        return run([&] { return network_.step(x.data(), x.shape(0), y.data(), batch.data(), batch.size(), rate); });
+    }
+
+private:
+    static std::vector<DenseNetwork::Layer> layers(const std::vector<Weight>& weights, const std::vector<Vector<float>>& biases) {
+        std::vector<DenseNetwork::Layer> result;
+        for (std::size_t i = 0; i < weights.size(); ++i) {
+            result.push_back({weights[i].shape(1), weights[i].shape(0), weights[i].data(), biases[i].data()});
+        }
+        return result;
+    }
+
+    std::vector<Weight> weights_;
+    std::vector<Vector<float>> biases_;
+    DenseNetwork network_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::class_<Network>(m, "DenseNetwork")
+        .def(nb::init<std::uintptr_t, std::vector<Network::Weight>, std::vector<Vector<float>>>(), "sgemm"_a,
+             nb::arg("weights").noconvert(), nb::arg("biases").noconvert())
+        .def("classify", &Network::step<std::int64_t>, nb::arg("x").noconvert(), nb::arg("y").noconvert(),
+             nb::arg("batch").noconvert(), "rate"_a)
+        .def("regress", &Network::step<float>, nb::arg("x").noconvert(), nb::arg("y").noconvert(),
+             nb::arg("batch").noconvert(), "rate"_a);
     bind<std::uint8_t>(m, Dtype::boolean, "bool");
     bind<std::int8_t>(m, Dtype::int8, "int8");
     bind<std::int16_t>(m, Dtype::int16, "int16");

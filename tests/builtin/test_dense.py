@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from torch.nn import functional
 from federation.builtin import DefaultLearner, MLPModel
 from federation.builtin.models.torch_model import TorchModel
 from federation.builtin.steps.dense import DenseSteps
+from federation.builtin.steps.torch_blas import sgemm
 from federation.core.learner import Context
 from federation.errors import ConfigError
 from tests.builtin.torch_parts import make_data
@@ -25,8 +28,23 @@ def network(*widths: int, flattens: bool = False) -> nn.Sequential:
     return nn.Sequential(*parts[:-1])
 
 
+def steps_of(module: nn.Module, kind: str = "cross_entropy") -> DenseSteps:
+    steps = DenseSteps.find(module, list(module.parameters()), kind)
+    assert steps is not None
+    return steps
+
+
+def step_of(steps: DenseSteps, x: torch.Tensor, y: torch.Tensor, rate: float) -> float:
+    """A step on all of these samples; the loss before it."""
+    session = steps.session(x, y, rate)
+    assert session is not None
+    session.step(np.arange(len(y)))
+    assert session.num_steps == 1
+    return session.mean_loss()
+
+
 def step_of_autograd(module: nn.Module, x: torch.Tensor, y: torch.Tensor, rate: float) -> float:
-    """What DenseSteps.step does."""
+    """What a step does."""
     scores = module(x)
     loss = functional.mse_loss(scores[:, 0], y) if y.is_floating_point() else functional.cross_entropy(scores, y)
     loss.backward()
@@ -48,14 +66,57 @@ def test_the_steps_of_autograd_but_for_rounding(widths, flattens):
     """Losses and parameters after twenty steps, in classification and regression."""
     kind = "mse" if widths[-1] == 1 else "cross_entropy"
     here, there = network(*widths, flattens=flattens), network(*widths, flattens=flattens)
-    steps = DenseSteps.find(here, list(here.parameters()), kind)
-    assert steps is not None
+    steps = steps_of(here, kind)
     draws = torch.Generator().manual_seed(1)
     for _ in range(20):
         x = torch.randn((7, 2, 3) if flattens else (7, 6), generator=draws)
         y = torch.randn(7, generator=draws) if kind == "mse" else torch.randint(widths[-1], (7,), generator=draws)
-        assert steps.step(x, y, 0.1) == pytest.approx(step_of_autograd(there, x, y, 0.1), rel=1e-5)
+        assert step_of(steps, x, y, 0.1) == pytest.approx(step_of_autograd(there, x, y, 0.1), rel=1e-5)
     assert_close(here, there)
+
+
+def test_batches_are_taken_from_among_the_samples():
+    """In any order, and some twice; labels of few bits as well."""
+    here, there = network(6, 5, 4), network(6, 5, 4)
+    x, y = torch.linspace(-1, 1, 60).reshape(10, 6), (torch.arange(10) % 4).to(torch.uint8)
+    session = steps_of(here).session(x, y, 0.5)
+    losses = []
+    for batch in ([3, 1, 9], [0, 0, 5, 9], [7]):
+        session.step(np.array(batch))
+        losses += [step_of_autograd(there, x[batch], y[batch].long(), 0.5)] * len(batch)
+    assert session.mean_loss() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert_close(here, there)
+
+
+def test_what_is_not_finite_stays_so():
+    """A sample with NaN makes NaN of what it reaches, as in autograd, ReLU included; so it is found in the update."""
+    here, there = network(6, 5, 4), network(6, 5, 4)
+    x, y = torch.ones(3, 6), torch.zeros(3, dtype=torch.int64)
+    x[1, 2] = torch.nan
+    assert np.isnan(step_of(steps_of(here), x, y, 0.1))
+    step_of_autograd(there, x, y, 0.1)
+    for one, other in zip(here.parameters(), there.parameters(), strict=True):
+        assert (one.isnan() == other.isnan()).all()
+
+
+@pytest.mark.parametrize(("batch", "labels", "words"), [([0, 3], [0, 1, 2], "no sample 3 among 3"),
+                                                        ([-1], [0, 1, 2], "no sample -1"),
+                                                        ([0, 2], [0, 1, 4], "label 4 is none of 4 classes"),
+                                                        ([0, 2], [0, 1, -1], "label -1 is none")])
+def test_what_is_no_sample_or_no_class_moves_nothing(batch, labels, words):
+    module = network(6, 5, 4)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    session = steps_of(module).session(torch.ones(3, 6), torch.tensor(labels), 0.1)
+    with pytest.raises(IndexError, match=words):
+        session.step(np.array(batch))
+    assert all((one == other).all() for one, other in zip(module.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(("x", "y"), [(torch.zeros(3, 5), torch.zeros(3)), (torch.zeros(3, 2, 6), torch.zeros(3)),
+                                      (torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3)),
+                                      (torch.zeros(3, 6), torch.zeros(3, 2)), (torch.zeros(0, 6), torch.zeros(0))])
+def test_other_samples_are_left_to_autograd(x, y):
+    assert steps_of(network(6, 5, 4)).session(x, y.long(), 0.1) is None
 
 
 def hooked() -> nn.Module:
@@ -81,9 +142,9 @@ class Own(nn.Linear):
     lambda: nn.Sequential(nn.Linear(6, 4, bias=False)), lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
     lambda: nn.Sequential(Own(6, 4)), lambda: nn.Sequential(nn.Linear(6, 4)).double(),
     lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 4)),
-    lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 4)),
+    lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 4)), lambda: nn.Sequential(nn.Linear(6, 1)),
 ], ids=["hook", "shared weights", "nothing", "no Sequential", "no ReLU", "Tanh", "no bias", "ReLU at the end", "own class",
-        "float64", "Dropout", "another Flatten"])
+        "float64", "Dropout", "another Flatten", "one class"])
 def test_other_networks_are_left_to_autograd(make):
     module = make()
     assert DenseSteps.find(module, list(module.parameters()), "cross_entropy") is None
@@ -118,10 +179,10 @@ def test_when_a_learner_takes_them(monkeypatch, settings, written_out, compiled)
 def test_a_batch_of_another_size_has_steps_as_well():
     """A client's last batch is smaller, and the next client's first is not."""
     here, there = network(6, 5, 4), network(6, 5, 4)
-    steps = DenseSteps.find(here, list(here.parameters()), "cross_entropy")
+    steps = steps_of(here)
     for count in (8, 3, 8):
         x, y = torch.linspace(-1, 1, 6 * count).reshape(count, 6), torch.arange(count) % 4
-        assert steps.step(x, y, 0.5) == pytest.approx(step_of_autograd(there, x, y, 0.5), rel=1e-5)
+        assert step_of(steps, x, y, 0.5) == pytest.approx(step_of_autograd(there, x, y, 0.5), rel=1e-5)
     assert_close(here, there)
 
 
@@ -138,10 +199,38 @@ def test_the_models_of_this_package_are_such_networks():
     assert DenseSteps.find(model.module, list(model.module.parameters()), "cross_entropy") is not None
 
 
-def test_outputs_that_do_not_fit_the_loss():
-    one, four = network(6, 1), network(6, 4)
-    x = torch.zeros(3, 6)
-    with pytest.raises(ConfigError, match="not 1"):
-        DenseSteps.find(one, list(one.parameters()), "cross_entropy").step(x, torch.zeros(3, dtype=torch.int64), 0.1)
-    with pytest.raises(ConfigError, match="not 4"):
-        DenseSteps.find(four, list(four.parameters()), "mse").step(x, torch.zeros(3), 0.1)
+@pytest.mark.parametrize(("outputs", "loss"), [(1, "cross_entropy"), (4, "mse")])
+def test_outputs_that_do_not_fit_the_loss(outputs, loss):
+    learner = DefaultLearner(TorchModel(network(6, outputs), (6,), 4), loss=loss)
+    learner.bind(make_data(20), Context())
+    with pytest.raises(ConfigError, match=f"not {outputs}"):
+        learner.fit({})
+
+
+def test_a_torch_without_a_blas_trains_by_autograd(monkeypatch):
+    monkeypatch.setattr("federation.builtin.steps.dense.sgemm", lambda: None)
+    module = network(6, 5, 4)
+    assert DenseSteps.find(module, list(module.parameters()), "cross_entropy") is None
+
+
+def test_this_torch_has_a_blas():
+    """Else every network would be left to autograd, without a word."""
+    assert sgemm() is not None
+
+
+def test_every_thread_computes_the_same_bits():
+    """In a thread that has never computed, and where the memory of samples begins elsewhere."""
+    x, y = torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 4
+    elsewhere = torch.zeros(64 * 6 + 1)[1:].reshape(64, 6).copy_(x)
+    found = []
+
+    def train(samples):
+        module = network(6, 50, 4)
+        step_of(steps_of(module), samples, y, 0.1)
+        found.append(b"".join(parameter.detach().numpy().tobytes() for parameter in module.parameters()))
+
+    train(x)
+    thread = threading.Thread(target=train, args=(elsewhere,))
+    thread.start()
+    thread.join()
+    assert found[0] == found[1]

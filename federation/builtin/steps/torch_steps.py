@@ -13,7 +13,7 @@ from torch import nn
 
 from federation.builtin.steps.compiled import CompiledGradients
 from federation.builtin.steps.contract import Correction, Loss, Session, StepSettings
-from federation.builtin.steps.dense import DenseSession, DenseSteps
+from federation.builtin.steps.dense import DenseSteps
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
 from federation.builtin.steps.loss_scale import LossScale
@@ -116,9 +116,10 @@ class TorchSteps:
         self._find_parameters(module)
         kind = settings.loss_for(data.y)
         samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
-        dense = self._dense_steps(module, settings, kind) if correction is None else None
-        if dense is not None:  # in training or not, such a network does the same, and nothing at random
-            yield DenseSession(dense, samples, targets, settings.client_lr)
+        dense = self._dense_steps(module, settings, kind) if correction is None and device.type == "cpu" else None
+        quick = None if dense is None else dense.session(samples, targets, settings.client_lr)
+        if quick is not None:  # in training or not, such a network does the same, and nothing at random
+            yield quick
             return
         module.train()  # also where it is in training itself: a part of it may not be
         optimizer = self._optimizer(settings.optimizer)
