@@ -24,8 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard nat
 run: install  ## train on handwritten digits under mpirun (RANKS=3)
 	$(call MPIRUN,$(RANKS)) $(BIN)/python -m federation.launch --set overwrite=true
 
-test: install  ## every test, two files at a time
-	$(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
+test: install  ## every test, three files at a time: half of their time they wait
+	$(BIN)/python -m pytest -rs -n 3 --dist loadfile --no-loadscope-reorder
 
 test-mpi: install  ## the transport's tests under mpirun (RANKS=3)
 	$(call MPIRUN,$(RANKS)) $(BIN)/python -m pytest -p no:cacheprovider --only-mpi tests/node_comm
