@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,14 @@ class MetricSum:
         if min(result._weights.values(), default=1) <= 0:
             raise ValueError("the weights of a metric sum must be above 0")
         return result
+
+    @classmethod
+    def total(cls, descriptions: Iterable[Mapping[str, Any]]) -> MetricSum:
+        """The sum of all that `to_dict` described."""
+        total = cls()
+        for description in descriptions:
+            total.merge(cls.from_dict(description))
+        return total
 
 
 def _in_units(number: float) -> int:

@@ -117,9 +117,7 @@ class Handout:
 
 def merged(reports: Sequence[FitReport]) -> FitReport:
     """One rank's reports on one round, in their order, as a single one."""
-    metrics = MetricSum()
-    for report in reports:
-        metrics.merge(MetricSum.from_dict(report.metrics))
+    metrics = MetricSum.total(report.metrics for report in reports)
     return FitReport(outcomes=[outcome for report in reports for outcome in report.outcomes],
                      problems=[problem for report in reports for problem in report.problems], metrics=metrics.to_dict(),
                      limbs=max(report.limbs for report in reports), seconds=sum(report.seconds for report in reports),

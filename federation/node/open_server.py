@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -234,7 +235,7 @@ class OpenServerNode(ServerNode):
                         if plan.compression and outcome.num_samples and (rank := fitted.ranks[outcome.client_id])]
         order = {client.client_id: place for place, client in enumerate(plan.cohort)}
         problems = sorted([*fitted.problems, *missing], key=lambda problem: order[problem.client_id])
-        return Fitted(plan, fitted.outcomes, problems, fitted.metrics, fitted.ranks, fitted.limbs, fitted.seconds)
+        return replace(fitted, problems=problems)
 
     async def _fetch_packed(self, fetch: FetchUpdate, rank: int) -> tuple[list[np.ndarray], Mapping[str, Any]]:
         """One client's update, unpacked. Who sends what is none is let go: Disconnected."""

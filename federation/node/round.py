@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from federation.core.aggregator import Aggregator, Needs, RoundStats, Weighting
 from federation.core.compression import Compression
 from federation.core.metrics import MetricSum
-from federation.errors import Diverged, RoundError
-from federation.node.protocol import Outcome, Problem
+from federation.errors import Diverged, RoundError, UpdateError
+from federation.node.protocol import EvaluateReport, FitReport, Outcome, Problem
 from federation.node.proxy import ClientProxy
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,23 @@ class Fitted:
     seconds: Mapping[int, float]
     sums: Sequence[np.ndarray] = ()
 
+    @classmethod
+    def of(cls, plan: Plan, shares: Mapping[int, Sequence[str]], reports: Mapping[int, FitReport]) -> Fitted:
+        """What the ranks report that were given these `shares`. Raises UpdateError for an update that does not fit the model."""
+        for report in reports.values():
+            if report.refused:
+                raise UpdateError(f"round {plan.round}: {report.refused}")
+        outcomes = {outcome.client_id: outcome for report in reports.values() for outcome in report.outcomes}
+        problems = {problem.client_id: problem for report in reports.values() for problem in report.problems}
+        ranks = {name: rank for rank, share in shares.items() for name in share}
+        ranks |= {outcome.client_id: rank for rank, report in reports.items() for outcome in report.outcomes}
+        names = [client.client_id for client in plan.cohort]
+        return cls(plan, [outcomes[name] for name in names if name in outcomes],
+                   [problems[name] for name in names if name in problems],
+                   MetricSum.total(report.metrics for report in reports.values()), ranks,
+                   max(report.limbs for report in reports.values()),
+                   {rank: report.seconds for rank, report in reports.items()})
+
     @property
     def contributing(self) -> list[str]:
         """The clients that have trained on something."""
@@ -82,6 +99,20 @@ class Fitted:
     def stats(self, num_clients: int) -> RoundStats:
         """What an aggregator may know of the round, in a run of `num_clients`."""
         return RoundStats(self.plan.round, num_clients, len(self.contributing), self.num_samples, self.metrics.means())
+
+
+class Evaluated(NamedTuple):
+    """Exact sums of metrics: over the shards of the test set, over clients, and over clients with their own models."""
+
+    shards: MetricSum
+    clients: MetricSum
+    personal: MetricSum
+
+    @classmethod
+    def of(cls, reports: Collection[EvaluateReport]) -> Evaluated:
+        """What all ranks report."""
+        return cls(MetricSum.total(report.shards for report in reports), MetricSum.total(report.clients for report in reports),
+                   MetricSum.total(report.personal for report in reports))
 
 
 def no_samples(fitted: Fitted) -> RoundError:

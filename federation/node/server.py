@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,12 +30,11 @@ import numpy as np
 import node_comm
 from federation.core.aggregator import count_of
 from federation.core.matrix import Matrix
-from federation.core.metrics import MetricSum
 from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
 from federation.core.updates import UpdateSum
 from federation.core.weights import Layout, Weights
 from federation.data.manager import Part
-from federation.errors import ClientError, FederationError, RoundError, UpdateError
+from federation.errors import ClientError, FederationError, RoundError
 from federation.infra.threads import apply_threads
 from federation.infra.trace import Span
 from federation.node.client_state import unpacked
@@ -64,7 +63,7 @@ from federation.node.protocol import (
     Welcome,
 )
 from federation.node.proxy import ClientProxy, ClientTable
-from federation.node.round import Fitted, Plan, no_samples
+from federation.node.round import Evaluated, Fitted, Plan, no_samples
 from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
 from node_comm import CommError, Disconnected, Transport
@@ -77,14 +76,6 @@ R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
 PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
-
-
-class Evaluated(NamedTuple):
-    """Exact sums of metrics: over the shards of the test set, over clients, and over clients with their own models."""
-
-    shards: MetricSum
-    clients: MetricSum
-    personal: MetricSum
 
 
 class ServerNode:
@@ -311,14 +302,9 @@ class ServerNode:
     async def _evaluated(self, reporting: asyncio.Task[dict[int, EvaluateReport]], round: int) -> Evaluated:
         reports = await reporting
         self._trace(reports)
-        found = Evaluated(MetricSum(), MetricSum(), MetricSum())
-        for report in reports.values():
-            found.shards.merge(MetricSum.from_dict(report.shards))
-            found.clients.merge(MetricSum.from_dict(report.clients))
-            found.personal.merge(MetricSum.from_dict(report.personal))
-            for problem in report.problems:
-                logger.warning("%s failed to evaluate in round %d:\n%s", problem.client_id, round, problem.details)
-        return found
+        for problem in (problem for report in reports.values() for problem in report.problems):
+            logger.warning("%s failed to evaluate in round %d:\n%s", problem.client_id, round, problem.details)
+        return Evaluated.of(reports.values())
 
     async def collect_states(self, coming: bool = False) -> dict[str, Weights]:
         """What every client keeps, by client; borrowed. With `coming`, as it will be once the next broadcast has committed the
@@ -558,24 +544,10 @@ class ServerNode:
                 self.trace(rank, report.spans)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
-        for report in reports.values():
-            if report.refused:
-                raise UpdateError(f"round {plan.round}: {report.refused}")
-        outcomes = {outcome.client_id: outcome for report in reports.values() for outcome in report.outcomes}
-        problems = {problem.client_id: problem for report in reports.values() for problem in report.problems}
-        metrics = MetricSum()
-        for report in reports.values():
-            metrics.merge(MetricSum.from_dict(report.metrics))
+        fitted = Fitted.of(plan, shares, reports)
         self._observe(reports)
-        rank_of = {name: rank for rank, share in shares.items() for name in share}
-        rank_of |= {outcome.client_id: rank for rank, report in reports.items() for outcome in report.outcomes}
-        self.states.propose({name: rank_of[name] for name, outcome in outcomes.items() if outcome.keeps})
-        names = [client.client_id for client in plan.cohort]
-        return Fitted(plan=plan, outcomes=[outcomes[name] for name in names if name in outcomes],
-                      problems=[problems[name] for name in names if name in problems], metrics=metrics,
-                      ranks=rank_of,
-                      limbs=max(report.limbs for report in reports.values()),
-                      seconds={rank: report.seconds for rank, report in reports.items()})
+        self.states.propose({outcome.client_id: fitted.ranks[outcome.client_id] for outcome in fitted.outcomes if outcome.keeps})
+        return fitted
 
     def _observe(self, reports: Mapping[int, FitReport]) -> None:
         """Learn from a round what clients cost."""

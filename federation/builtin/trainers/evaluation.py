@@ -9,7 +9,8 @@ from typing import get_args
 from federation.config import TrainerConfig
 from federation.data.manager import Part
 from federation.node.proxy import ClientProxy
-from federation.node.server import Evaluated, ServerNode
+from federation.node.round import Evaluated
+from federation.node.server import ServerNode
 from node_comm.node import give_up
 
 PARTS: tuple[Part, ...] = get_args(Part)
