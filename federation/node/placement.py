@@ -6,6 +6,9 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from federation.node.protocol import FitReport
+from federation.node.proxy import ClientProxy
+
 Policy = Literal["balanced", "last_rank"]
 
 
@@ -44,6 +47,38 @@ class Costs:
         if client_id in self._measured:
             return self._measured[client_id]
         return num_samples * (self._seconds / self._samples if self._samples else 1.0)
+
+
+class Placement:
+    """Gives each client to a rank, and learns from reports what clients cost."""
+
+    def __init__(self, policy: Policy = "balanced") -> None:
+        self.policy: Policy = policy
+        self.costs = Costs()
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether some ranks may take longer than others where the policy wants all to take the same."""
+        return self.policy == "balanced" and self.costs.are_doubtful
+
+    def shares(self, clients: Sequence[ClientProxy], ranks: Sequence[int], preferred: Mapping[str, int]) -> dict[int, list[str]]:
+        """Which of `ranks` does which of these clients; `preferred` as in `place`."""
+        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
+        return place(self.seconds_of(clients), homes, ranks, self.policy, preferred)
+
+    def seconds_of(self, clients: Sequence[ClientProxy]) -> dict[str, float]:
+        """What these clients are expected to take."""
+        return {client.client_id: self.costs.of(client.client_id, client.num_samples) for client in clients}
+
+    def observe(self, reports: Mapping[int, FitReport]) -> None:
+        """A round is over: learn from what ranks report."""
+        expected = {rank: sum(self.costs.of(outcome.client_id, outcome.num_samples) for outcome in report.outcomes)
+                    for rank, report in reports.items()}
+        self.costs.compare(expected, {rank: sum(outcome.seconds for outcome in report.outcomes)
+                                      for rank, report in reports.items()})
+        for report in reports.values():
+            for outcome in report.outcomes:
+                self.costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
 
 
 def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[int], policy: Policy = "balanced",

@@ -42,7 +42,7 @@ from federation.node.compute import compute
 from federation.node.handout import Answer, Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
-from federation.node.placement import Costs, Policy, place
+from federation.node.placement import Placement, Policy
 from federation.node.protocol import (
     MESSAGES,
     Call,
@@ -99,13 +99,12 @@ class ServerNode:
         self.round_timeout = round_timeout
         self._hosts_clients = hosts_clients
         self._setup = dict(setup or {})
-        self._placement = placement
+        self.placement = Placement(placement)
         self._transport = transport
         self._node: Node | None = None
         self._listening: asyncio.Task[None] | None = None
         self._ranks: list[int] = []  # those that have registered, sorted
         self._changed = asyncio.Event()
-        self._costs = Costs()
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
         self._reporting: asyncio.Task[Any] | None = None  # waits for the reports of the last order that all ranks got
@@ -436,9 +435,7 @@ class ServerNode:
 
     def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
         """Which hosting rank does which of these clients."""
-        costs = self._seconds_of(clients)
-        homes = {client.client_id: client.rank for client in clients if client.rank is not None}
-        return place(costs, homes, self.hosting_ranks(), self._placement, preferred=self.states.homes)
+        return self.placement.shares(clients, self.hosting_ranks(), self.states.homes)
 
     def _goes_directly(self, nbytes: int) -> bool:
         """Whether an array of `nbytes` goes to or comes from the other ranks in messages."""
@@ -455,18 +452,15 @@ class ServerNode:
                 self._sums[rank] = np.empty(slots, dtype)
         return {rank: self._sums[rank] for rank in self._ranks if shares.get(rank)}
 
-    def _seconds_of(self, clients: Sequence[ClientProxy]) -> dict[str, float]:
-        return {client.client_id: self._costs.of(client.client_id, client.num_samples) for client in clients}
-
     def _handout(self, plan: Plan, order: Fit, shares: Mapping[int, Sequence[str]]) -> Handout | None:
         """How clients are given out bit by bit; None where there is nothing to gain (pieces would break up groups that a learner
         trains at once), or where it would be seen in the result: by a deadline, a client is late or not according to the rank that
         was to train it."""
-        may_gain = len(shares) > 1 and self.host.at_once == 1 and self._placement == "balanced" and self._costs.are_doubtful
+        may_gain = len(shares) > 1 and self.host.at_once == 1 and self.placement.is_doubtful
         if not may_gain or plan.deadline is not None:
             return None
         fixed = {client.client_id for client in plan.cohort if client.rank is not None or client.client_id in self.states.homes}
-        handout = Handout(order, shares, self._seconds_of(plan.cohort), fixed)
+        handout = Handout(order, shares, self.placement.seconds_of(plan.cohort), fixed)
         return handout if handout.is_worth_it else None
 
     async def _hand_out(self, handout: Handout, round: int) -> dict[int, FitReport]:
@@ -545,19 +539,9 @@ class ServerNode:
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         fitted = Fitted.of(plan, shares, reports)
-        self._observe(reports)
+        self.placement.observe(reports)
         self.states.propose({outcome.client_id: fitted.ranks[outcome.client_id] for outcome in fitted.outcomes if outcome.keeps})
         return fitted
-
-    def _observe(self, reports: Mapping[int, FitReport]) -> None:
-        """Learn from a round what clients cost."""
-        expected = {rank: sum(self._costs.of(outcome.client_id, outcome.num_samples) for outcome in report.outcomes)
-                    for rank, report in reports.items()}
-        self._costs.compare(expected, {rank: sum(outcome.seconds for outcome in report.outcomes)
-                                       for rank, report in reports.items()})
-        for report in reports.values():
-            for outcome in report.outcomes:
-                self._costs.observe(outcome.client_id, outcome.num_samples, outcome.seconds)
 
     async def _listen(self, node: Node) -> None:
         """Register ranks as they come; a rank's last word ends the server."""

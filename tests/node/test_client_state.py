@@ -87,7 +87,7 @@ async def rounds(server, cohorts, first=1, weights=None):
     weights = weights or Weights.of(MODEL)
     await server.broadcast_weights(weights)
     for number, chosen in enumerate(cohorts, first):
-        server._placement = ("balanced", "last_rank")[number % 2]
+        server.placement.policy = ("balanced", "last_rank")[number % 2]
         fitted = await server.fit(Plan(number, [server.clients[index] for index in chosen]))
         assert not fitted.problems, fitted.problems
         new = Weights.zeros(weights.layout)
@@ -134,7 +134,7 @@ def test_a_round_that_does_not_commit_leaves_no_trace(ranks):
         cohort = [server.clients[index] for index in range(CLIENTS)]
         await server.fit(Plan(1, cohort))
         assert await server.collect_states() == {}
-        server._placement = "last_rank"
+        server.placement.policy = "last_rank"
         await server.fit(Plan(1, cohort[:2]))
         await server.broadcast_weights(Weights.of(MODEL))
         return plain(await server.collect_states())
@@ -148,7 +148,7 @@ def test_a_program_of_its_own_keeps_state_too(ranks):
     async def program(server):
         await server.broadcast_weights(Weights.of(MODEL))
         for policy in ("balanced", "last_rank"):
-            server._placement = policy
+            server.placement.policy = policy
             await server.collect_results(server.get_connected_clients(), "fit")
         return plain(await server.collect_states())
 

@@ -196,10 +196,10 @@ def world(monkeypatch, ranks, gate, *, known=1.0, wrong=None, rounds=1, needs="m
         weights = Weights.of({"w": f32(0, 0)})
         await server.broadcast_weights(weights)
         for number in range(1, rounds + 1):
-            server._costs = Costs()
+            server.placement.costs = Costs()
             if known is not None:
                 for known_client in server.get_connected_clients():
-                    server._costs.observe(known_client.client_id, 1, known)
+                    server.placement.costs.observe(known_client.client_id, 1, known)
             fitted = await server.fit(Plan(number, server.get_connected_clients(), needs=needs, deadline=deadline))
             if needs == "mean":
                 result = Weights.zeros(weights.layout)

@@ -105,7 +105,7 @@ async def trained(server, recorder=None, arrays=None, moving=None, **config):
 
     def elsewhere(number):
         moving.add(tuple(sorted(server.states.homes.items())))
-        server._placement = ("balanced", "last_rank")[number % 2]
+        server.placement.policy = ("balanced", "last_rank")[number % 2]
         return plan(number)
 
     if moving is not None:
