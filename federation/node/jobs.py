@@ -94,7 +94,7 @@ class Jobs:
             heapq.heappush(self._waiting, entry)
 
     def _room_for(self, client: ClientProxy) -> int | None:
-        ranks = self._server.hosting_ranks() if client.rank is None else [client.rank]
+        ranks = self._server.members.hosting if client.rank is None else [client.rank]
         loads = {rank: list(self._running.values()).count(rank) for rank in ranks}
         rank = min(loads, key=lambda rank: (loads[rank], rank))
         return rank if loads[rank] < PER_RANK else None

@@ -23,6 +23,8 @@ from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
 from federation.errors import Diverged, FederationError, RoundError, UpdateError
 from federation.node.compute import compute
+from federation.node.members import PATIENCE
+from federation.node.open_members import MOST_SAMPLES, OpenMembers
 from federation.node.protocol import (
     Collect,
     EvaluateReport,
@@ -37,11 +39,9 @@ from federation.node.protocol import (
     Sum,
     Update,
     WeightsFollow,
-    Welcome,
 )
-from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Fitted, Plan
-from federation.node.server import PATIENCE, ServerNode, expect
+from federation.node.server import ServerNode, expect
 from node_comm import CommError, Disconnected, Timeout
 from node_comm.message import Failure, Message
 from node_comm.node import Incoming, Lost, Node
@@ -57,18 +57,19 @@ Order = TypeVar("Order", bound=Message)
 SILENCE = 30.0
 #: Words of an exact sum that a client may have the server make room for.
 MOST_LIMBS = 64
-#: The most samples that a client may say it has.
-MOST_SAMPLES = 2**40
 
 
 class OpenServerNode(ServerNode):
-    """See the module. `expected` clients are waited for before the first round; later, as many as a round needs."""
+    """See the module. `expected` clients are waited for before the first round; later, as many as a round needs.
 
-    def __init__(self, *, expected: int = 0, **settings: Any) -> None:
+    Of `setup`, a client's must equal what both have.
+    """
+
+    members: OpenMembers
+
+    def __init__(self, *, setup: Mapping[str, str] | None = None, expected: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
-        self.clients = ClientTable()
-        self._expected = expected
-        self._newcomers: dict[int, list[ClientProxy]] = {}
+        self.members = OpenMembers(self.node_id, setup or {}, expected)
         self._absent: dict[int, str] = {}  # those who were asked in this round and did not answer, and why
         self._contributors: list[int] = []
         self._packed: list[tuple[Outcome, int]] = []  # the updates of this round that are to be fetched so, and from whom
@@ -95,13 +96,8 @@ class OpenServerNode(ServerNode):
         """See ServerNode."""
         if self._watching is not None:
             self._watching.cancel()
-        self._admit()
+        self.members.admit()
         await super().stop(reason)
-
-    async def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
-        """See ServerNode. At first, all that are expected are waited for."""
-        await super().wait_for_clients(max(count, self._expected), timeout)
-        self._expected = 0
 
     async def broadcast_weights(self, weights: WeightsLike, num_model: int | None = None) -> None:
         """See ServerNode. Encoded once; who does not take it within `round_timeout` is lost. Newcomers are in from here on."""
@@ -111,9 +107,9 @@ class OpenServerNode(ServerNode):
         keeps = self.states.proposed
         self.states.commit()
         self.host.start_from(weights, num_model)
-        self._admit()
+        self.members.admit()
         message = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model, keeps=keeps)
-        await self.star.send_all(self._ranks, self.node.encode(message), weights.buffer, self.round_timeout)
+        await self.star.send_all(self.members.ranks, self.node.encode(message), weights.buffer, self.round_timeout)
 
     async def fit(self, plan: Plan) -> Fitted:
         """See ServerNode. Who does not answer has a problem in the result, or is late."""
@@ -124,7 +120,7 @@ class OpenServerNode(ServerNode):
                     round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
         """See ServerNode. Those who have nothing to do get no order. Who was ordered something must have answered before the
         next order, since its time is counted from there; this rank may be at work still."""
-        orders = {rank: order for rank in self._ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
+        orders = {rank: order for rank in self.members.ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
         own = asyncio.create_task(compute(here, order_of(0)))
         self._reporting = asyncio.create_task(self._answers(reply, orders, own, round))
         return self._reporting
@@ -215,14 +211,6 @@ class OpenServerNode(ServerNode):
                 raise self._interrupted(self._round, error) from error
             return None
 
-    def evaluating_ranks(self) -> list[int]:
-        """This rank alone: a network's clients see none of the server's samples."""
-        return [0]
-
-    def hosting_ranks(self) -> list[int]:
-        """All that have a client."""
-        return self._ranks
-
     # -- how it is done ------------------------------------------------------------------------------------------
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
@@ -278,24 +266,8 @@ class OpenServerNode(ServerNode):
     def _interrupted(self, round: int, error: Exception) -> RoundError:
         return RoundError(f"round {round}: while the updates were brought together, {error}; it is done again")
 
-    def _admit(self) -> None:
-        """Take newcomers in."""
-        for rank, clients in sorted(self._newcomers.items()):
-            for client in clients:
-                self.clients.add(client)
-            self._ranks = sorted({*self._ranks, rank})
-        self._newcomers.clear()
-
-    def _complete(self, count: int) -> bool:
-        self._admit()
-        return len(self.clients) >= count
-
-    def _missing_ranks(self) -> list[int]:
-        return []
-
     def _gone(self, rank: int, reason: str) -> None:
-        was_here = rank in self._ranks or rank in self._newcomers
-        self._newcomers.pop(rank, None)
+        was_here = rank in self.members
         super()._gone(rank, reason)
         forgotten = self.states.lose(rank)
         if was_here:
@@ -316,40 +288,6 @@ class OpenServerNode(ServerNode):
                 reason = f"protocol: {type(other).__name__} is not for the server"
                 logger.warning("%s (rank %d): %s", self.star.name(incoming.source), incoming.source, reason)
                 self.star.drop(incoming.source, reason)
-
-    async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
-        """Let a client in from the next round on, or let it go with the reason; nothing that it says ends the server."""
-        rank, name = incoming.source, self.star.name(incoming.source)
-        try:
-            self._check_hello(rank, name, hello)
-        except FederationError as error:
-            logger.warning("%s (rank %d) is not let in: %s", name, rank, error)
-            await node.reply(incoming, Failure(reason=str(error)))
-            self.star.drop(rank, str(error))
-            return
-        self._newcomers[rank] = [ClientProxy(record.client_id, record.num_samples, rank) for record in hello.clients]
-        await node.reply(incoming, Welcome(server_id=self.node_id))
-        logger.info("%s (rank %d) is here with %s", name, rank, ", ".join(
-            f"{record.client_id} ({record.num_samples} samples)" for record in hello.clients) or "no client")
-        self._changed.set()
-
-    def _check_hello(self, rank: int, name: str, hello: Hello) -> None:
-        differing = [f"{key}: {self._setup[key]!r} here, {value!r} there" for key, value in hello.setup.items()
-                     if key in self._setup and self._setup[key] != value]
-        if differing:
-            raise FederationError(f"it differs from the server in {'; '.join(differing)}")
-        if rank in self._ranks or rank in self._newcomers:
-            raise FederationError("it introduces itself twice")
-        here = [client.client_id for client in self.get_connected_clients()]
-        here += [client.client_id for clients in self._newcomers.values() for client in clients]
-        for record in hello.clients:
-            if record.client_id in here:
-                raise FederationError(f"there is a client {record.client_id!r} already")
-            if record.client_id != name and not record.client_id.startswith(f"{name}/"):
-                raise FederationError(f"it brings {record.client_id!r}; the clients of {name!r} are called {name!r} or {name}/...")
-            if not 0 <= record.num_samples <= MOST_SAMPLES:
-                raise FederationError(f"{record.client_id!r} has {record.num_samples} samples; 0 to {MOST_SAMPLES} are allowed")
-            here.append(record.client_id)
 
     async def _watch(self) -> None:
         """Let go of who says nothing any more."""

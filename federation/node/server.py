@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -42,6 +41,7 @@ from federation.node.compute import compute
 from federation.node.handout import Answer, Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
+from federation.node.members import PATIENCE, Members
 from federation.node.placement import Placement, Policy
 from federation.node.protocol import (
     MESSAGES,
@@ -60,7 +60,6 @@ from federation.node.protocol import (
     Shutdown,
     Update,
     WeightsFollow,
-    Welcome,
 )
 from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Evaluated, Fitted, Plan, no_samples
@@ -74,7 +73,6 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
-PATIENCE = 30.0  #: seconds between lines in the log while something is waited for
 FAREWELL = 5.0  #: seconds that a rank is given to end
 
 
@@ -95,16 +93,13 @@ class ServerNode:
         self._mode = settings.mode
         self._threads = settings.threads if host is None else None  # the engine fixes its threads itself
         self.host = host or ClientHost()
-        self.clients = ClientTable(self.host.data.sizes if self.host.data is not None else None)
+        sizes = self.host.data.sizes if self.host.data is not None else None
+        self.members = Members(self.node_id, ClientTable(sizes), setup or {}, hosts_clients)
         self.round_timeout = round_timeout
-        self._hosts_clients = hosts_clients
-        self._setup = dict(setup or {})
         self.placement = Placement(placement)
         self._transport = transport
         self._node: Node | None = None
         self._listening: asyncio.Task[None] | None = None
-        self._ranks: list[int] = []  # those that have registered, sorted
-        self._changed = asyncio.Event()
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
         self._reporting: asyncio.Task[Any] | None = None  # waits for the reports of the last order that all ranks got
@@ -134,8 +129,8 @@ class ServerNode:
         if self._node is None or self._listening is None:
             return
         node, listening, self._node, self._listening = self._node, self._listening, None, None
-        farewells = [node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self._ranks]
-        for rank, answer in zip(self._ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
+        farewells = [node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self.members.ranks]
+        for rank, answer in zip(self.members.ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
             if isinstance(answer, CommError):
                 logger.debug("rank %d did not take its leave: %s", rank, answer)
         await _end(node, listening)
@@ -152,11 +147,10 @@ class ServerNode:
         if self._node is not None and self._listening is not None:
             node, listening, self._node, self._listening = self._node, self._listening, None, None
             await _end(node, listening)
-        for rank in self._ranks:
-            self.clients.remove_rank(rank)
-        self._ranks = []
+        for rank in self.members.ranks:
+            self.members.remove(rank)
         self._transport = await transport.recover()
-        if self._transport.size == 1 and not self._hosts_clients:
+        if self._transport.size == 1 and not self.members.hosts_clients:
             raise RoundError("every rank that trains clients is lost")
         self.host.forget(allocator(self._transport))
         await self.start()
@@ -168,22 +162,7 @@ class ServerNode:
 
         Says every 30 s what is missing; RoundError after `timeout` seconds (None: wait for ever).
         """
-        began = time.monotonic()
-        while not self._complete(count):
-            self._changed.clear()
-            left = PATIENCE if timeout is None else min(PATIENCE, began + timeout - time.monotonic())
-            state = f"{len(self.clients)} of {count} clients, ranks missing: {self._missing_ranks() or 'none'}"
-            if left <= 0:
-                raise RoundError(f"not enough clients after {timeout:g} s: {state}")
-            try:
-                async with asyncio.timeout(left):
-                    await self.node.attend(self._changed.wait())
-            except TimeoutError:
-                logger.info("waiting for clients: %s", state)
-        idle = len(self.hosting_ranks()) - len(self.clients)
-        if idle > 0:
-            logger.info("%d ranks have no client to train: %d clients on %d ranks", idle, len(self.clients),
-                        len(self.hosting_ranks()))
+        await self.members.wait_for(self.node, count, timeout)
 
     def get_connected_clients(self) -> list[ClientProxy]:
         """All clients, in the table's order."""
@@ -206,7 +185,7 @@ class ServerNode:
         num_model = len(weights) if num_model is None else num_model
         self.states.commit()
         self.host.start_from(weights, num_model)
-        if self._ranks:
+        if self.members.ranks:
             self.node.transport.seal()
             order = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model)
             async with self.deadline(self._round, "the broadcast of the weights"):
@@ -286,7 +265,7 @@ class ServerNode:
 
         The weights of the last broadcast must stay as they are until then.
         """
-        ranks = self.evaluating_ranks()
+        ranks = self.members.evaluating
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
         own = self._shares(clients)
@@ -345,9 +324,14 @@ class ServerNode:
         return self.host.weights
 
     @property
+    def clients(self) -> ClientTable:
+        """All clients that can be asked to train."""
+        return self.members.clients
+
+    @property
     def ranks(self) -> list[int]:
         """This rank, and all that have registered."""
-        return [0, *self._ranks]
+        return [0, *self.members.ranks]
 
     async def matrix(self, fitted: Fitted) -> Matrix:
         """The rows of a `fit` with needs "matrix", to work on where they are."""
@@ -359,7 +343,7 @@ class ServerNode:
         total.ensure_limbs(order.limbs)
         async with self.deadline(order.round, "the reduction of the updates"):
             await self.tell(order)
-            if self._ranks:
+            if self.members.ranks:
                 for limb in total.limbs:
                     await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
         return total
@@ -375,7 +359,7 @@ class ServerNode:
 
     async def tell(self, message: Message, buffer: np.ndarray | None = None) -> None:
         """Send `message`, and `buffer` beside it, to every other rank."""
-        await asyncio.gather(*(self.node.send(rank, message, buffer) for rank in self._ranks))
+        await asyncio.gather(*(self.node.send(rank, message, buffer) for rank in self.members.ranks))
 
     @asynccontextmanager
     async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
@@ -435,22 +419,22 @@ class ServerNode:
 
     def _shares(self, clients: Sequence[ClientProxy]) -> dict[int, list[str]]:
         """Which hosting rank does which of these clients."""
-        return self.placement.shares(clients, self.hosting_ranks(), self.states.homes)
+        return self.placement.shares(clients, self.members.hosting, self.states.homes)
 
     def _goes_directly(self, nbytes: int) -> bool:
         """Whether an array of `nbytes` goes to or comes from the other ranks in messages."""
-        return nbytes * len(self._ranks) <= self.node.transport.direct_bytes
+        return nbytes * len(self.members.ranks) <= self.node.transport.direct_bytes
 
     def _room_for_sums(self, plan: Plan, shares: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
         """Where the sums go of the ranks that bring theirs with their reports; none do where a reduction is better."""
         slots, dtype = self.weights.layout.num_slots, np.dtype(np.int64 if plan.reduction == "exact" else plan.reduction)
         if plan.needs != "mean" or not self._goes_directly(slots * dtype.itemsize):
             return {}
-        for rank in self._ranks:
+        for rank in self.members.ranks:
             room = self._sums.get(rank)
             if room is None or room.shape != (slots,) or room.dtype != dtype:
                 self._sums[rank] = np.empty(slots, dtype)
-        return {rank: self._sums[rank] for rank in self._ranks if shares.get(rank)}
+        return {rank: self._sums[rank] for rank in self.members.ranks if shares.get(rank)}
 
     def _handout(self, plan: Plan, order: Fit, shares: Mapping[int, Sequence[str]]) -> Handout | None:
         """How clients are given out bit by bit; None where there is nothing to gain (pieces would break up groups that a learner
@@ -555,7 +539,7 @@ class ServerNode:
         """Act on what a rank says by itself."""
         match incoming.message:
             case Hello() as hello:
-                await self._register(node, incoming, hello)
+                await self.members.register(node, incoming, hello)
             case Leave():
                 self._gone(incoming.source, "it has left")
             case Lost(reason=reason):
@@ -569,38 +553,7 @@ class ServerNode:
 
     def _gone(self, rank: int, reason: str) -> None:
         """A rank takes part no more."""
-        self._ranks = [known for known in self._ranks if known != rank]
-        self.clients.remove_rank(rank)
-
-    async def _register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
-        differing = [f"{key}: {self._setup.get(key)!r} here, {value!r} there"
-                     for key, value in hello.setup.items() if self._setup.get(key) != value]
-        try:
-            if differing:
-                raise FederationError(f"rank {incoming.source} ({hello.node_id}) differs from the server in "
-                                      f"{'; '.join(differing)}: start every rank from the same installation and file")
-            for record in hello.clients:
-                self.clients.add(ClientProxy(record.client_id, record.num_samples, incoming.source))
-        except FederationError as error:
-            await node.reply(incoming, Failure(reason=str(error)))
-            raise
-        self._ranks = sorted({*self._ranks, incoming.source})
-        await node.reply(incoming, Welcome(server_id=self.node_id))
-        self._changed.set()
-
-    def _missing_ranks(self) -> list[int]:
-        return [rank for rank in range(1, self.node.transport.size) if rank not in self._ranks]
-
-    def _complete(self, count: int) -> bool:
-        return not self._missing_ranks() and len(self.clients) >= count
-
-    def hosting_ranks(self) -> list[int]:
-        """Ranks that clients can be placed on; rank 0 only where asked for, or where there is no other."""
-        return [0, *self._ranks] if self._hosts_clients or not self._ranks else self._ranks
-
-    def evaluating_ranks(self) -> list[int]:
-        """Ranks that evaluate the server's samples."""
-        return self.hosting_ranks()
+        self.members.remove(rank)
 
     def _named(self, arrays: Sequence[np.ndarray]) -> Weights:
         """A plain sequence as Weights, under the names that earlier weights had."""

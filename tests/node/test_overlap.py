@@ -181,7 +181,7 @@ def test_rows_and_checkpoints_are_those_of_their_rounds(ranks, hosts):
     recorder, homes = Kept(), set()
 
     async def program(server):
-        server._hosts_clients = hosts
+        server.members.hosts_clients = hosts
         await trained(server, recorder, MODEL, moving=homes, evaluate="both", cohort_size=CLIENTS)
 
     in_diaries(ranks, program, local_parameters=["he*"])
