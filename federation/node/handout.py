@@ -15,15 +15,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 import msgspec
-import numpy as np
 
 from federation.core.metrics import MetricSum
+from federation.node.orders import Answer, expect
 from federation.node.protocol import Fit, FitReport
-from node_comm import CommError
-from node_comm.message import Message
 
-#: What a question to a rank brings: its reply, and the array beside it.
-Answer = tuple[Message, np.ndarray | None]
 #: Gives an order to a rank; returns, once it is out, what its report comes in.
 Ask = Callable[[int, Fit], Awaitable[asyncio.Future[Answer]]]
 
@@ -86,24 +82,23 @@ class Handout:
         self._left[owner] -= seconds
         return piece
 
-    async def train(self, rank: int, ask: Ask) -> FitReport:
-        """Give `rank` its clients, two orders at a time, until all are given out; what its reports come to.
+    async def train(self, rank: int, first: asyncio.Future[Answer], ask: Ask) -> FitReport:
+        """Give `rank` further clients, two orders at a time, until all are given out; what its reports come to, of which the
+        `first` is on those that it began with.
 
         Where an update is refused, no rank gets any more: the round is lost.
         """
-        given: deque[asyncio.Future[Answer]] = deque()
+        given = deque([first])
         reports: list[FitReport] = []
         try:
-            given.append(await ask(rank, msgspec.structs.replace(self._order, clients=self.first.get(rank, []))))
             while given:
                 while len(given) < 2 and (piece := self.take(rank)):
                     given.append(await ask(rank, msgspec.structs.replace(self._order, clients=piece, goes_on=True)))
                 message, _ = await given[0]
                 given.popleft()
-                if not isinstance(message, FitReport):
-                    raise CommError(f"a rank answered with {type(message).__name__}; wanted FitReport")
-                reports.append(message)
-                if message.refused:
+                report = expect(message, FitReport)
+                reports.append(report)
+                if report.refused:
                     self._give_out_no_more()
             return merged(reports)
         finally:

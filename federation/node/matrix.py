@@ -47,14 +47,14 @@ class DistributedMatrix(Matrix):
         chosen = range(len(self)) if rows is None else rows
         order = Columnwise(kernel=kernel, clients=[self.client_ids[row] for row in chosen],
                            ranks=[self._ranks[row] for row in chosen])
-        async with self._server.deadline(self._round, "the columns of the updates"):
+        async with self._server.orders.deadline(self._round, "the columns of the updates"):
             await self._server.tell(order)
             await take_part_in_columnwise(self._server.node, self._server.host, order, out)
 
     async def gram(self) -> Geometry:
         """See Matrix. Of each row, all but one part in `size` travels once, and one reduction of K * K * 128 bytes."""
         order = Gram(clients=list(self.client_ids), ranks=self._ranks)
-        async with self._server.deadline(self._round, "the inner products of the updates"):
+        async with self._server.orders.deadline(self._round, "the inner products of the updates"):
             await self._server.tell(order)
             total = await take_part_in_gram(self._server.node, self._server.host, order)
         return total.result()
@@ -66,8 +66,8 @@ class DistributedMatrix(Matrix):
         for client_id, rank, coefficient in zip(self.client_ids, self._ranks, coefficients, strict=True):
             if coefficient:
                 shares[rank][client_id] = float(coefficient)
-        reports = await server.everyone(Combined, lambda rank: Combine(coefficients=shares[rank]), server.host.combine,
-                                        self._round)
+        orders = {rank: Combine(coefficients=share) for rank, share in shares.items()}
+        reports = await (await server.orders.give(orders, Combined, server.host.combine, self._round))
         limbs = max(report.limbs for report in reports.values())
         total = await server.reduced(Collect(round=self._round, limbs=limbs))
         total.num_samples, total.divisor = len(self), 1.0

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from federation.core.matrix import LocalMatrix, Matrix
-from federation.core.metrics import MetricSum
 from federation.core.types import WeightsLike
 from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
 from federation.errors import Diverged, FederationError, RoundError, UpdateError
 from federation.node.compute import compute
-from federation.node.members import PATIENCE
-from federation.node.open_members import MOST_SAMPLES, OpenMembers
+from federation.node.open_members import OpenMembers
+from federation.node.open_orders import OpenOrders
+from federation.node.orders import expect
 from federation.node.protocol import (
     Collect,
-    EvaluateReport,
     FetchSum,
     FetchUpdate,
-    Fit,
     FitReport,
     Hello,
     Leave,
@@ -41,22 +38,17 @@ from federation.node.protocol import (
     WeightsFollow,
 )
 from federation.node.round import Fitted, Plan
-from federation.node.server import ServerNode, expect
+from federation.node.server import ServerNode
 from node_comm import CommError, Disconnected, Timeout
-from node_comm.message import Failure, Message
+from node_comm.message import Failure
 from node_comm.node import Incoming, Lost, Node
 from node_comm.star import Star
 from node_comm.wire import Adding
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=Message)
-Order = TypeVar("Order", bound=Message)
-
 #: A client that says nothing for so long (seconds; it says something every five) is taken for lost.
 SILENCE = 30.0
-#: Words of an exact sum that a client may have the server make room for.
-MOST_LIMBS = 64
 
 
 class OpenServerNode(ServerNode):
@@ -70,7 +62,6 @@ class OpenServerNode(ServerNode):
     def __init__(self, *, setup: Mapping[str, str] | None = None, expected: int = 0, **settings: Any) -> None:
         super().__init__(**settings)
         self.members = OpenMembers(self.node_id, setup or {}, expected)
-        self._absent: dict[int, str] = {}  # those who were asked in this round and did not answer, and why
         self._contributors: list[int] = []
         self._packed: list[tuple[Outcome, int]] = []  # the updates of this round that are to be fetched so, and from whom
         self._watching: asyncio.Task[None] | None = None
@@ -79,6 +70,13 @@ class OpenServerNode(ServerNode):
     def is_open(self) -> bool:
         """Whether clients may come and go."""
         return True
+
+    @property
+    def orders(self) -> OpenOrders:
+        """See ServerNode."""
+        orders = super().orders
+        assert isinstance(orders, OpenOrders)
+        return orders
 
     @property
     def star(self) -> Star:
@@ -90,6 +88,7 @@ class OpenServerNode(ServerNode):
     async def start(self) -> None:
         """See ServerNode."""
         await super().start()
+        self._orders = OpenOrders(super().orders.node, self.round_timeout)
         self._watching = asyncio.create_task(self._watch(), name=f"{self.node_id} watching")
 
     async def stop(self, reason: str = "the run is over") -> None:
@@ -113,47 +112,8 @@ class OpenServerNode(ServerNode):
 
     async def fit(self, plan: Plan) -> Fitted:
         """See ServerNode. Who does not answer has a problem in the result, or is late."""
-        self._absent.clear()
+        self.orders.absent.clear()
         return await super().fit(plan)
-
-    async def order(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                    round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
-        """See ServerNode. Those who have nothing to do get no order. Who was ordered something must have answered before the
-        next order, since its time is counted from there; this rank may be at work still."""
-        orders = {rank: order for rank in self.members.ranks if (order := order_of(rank)).clients}  # type: ignore[attr-defined]
-        own = asyncio.create_task(compute(here, order_of(0)))
-        self._reporting = asyncio.create_task(self._answers(reply, orders, own, round))
-        return self._reporting
-
-    async def _answers(self, reply: type[R], orders: Mapping[int, Message], own: asyncio.Task[R], round: int) -> dict[int, R]:
-        """Give the orders, and wait for who answers."""
-        reports: dict[int, R] = {}
-
-        async def ask(rank: int, order: Message) -> None:
-            try:
-                answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
-                reports[rank] = self._checked(order, expect(answer, reply))
-            except Timeout:
-                logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
-                               self.star.name(rank), self.round_timeout)
-            except (CommError, FederationError) as error:
-                self._absent[rank] = str(error)
-
-        async def work() -> None:
-            reports[0] = await own
-
-        async def say_who_is_late() -> None:
-            while True:
-                await asyncio.sleep(PATIENCE)
-                missing = [self.star.name(rank) for rank in orders if rank not in reports and rank not in self._absent]
-                logger.info("round %d: waiting for %s", round, ", ".join(missing) or "this rank")
-
-        saying = asyncio.create_task(say_who_is_late())
-        try:
-            await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))
-        finally:
-            saying.cancel()
-        return dict(sorted(reports.items()))
 
     async def matrix(self, fitted: Fitted) -> Matrix:
         """See ServerNode. Clients do not reach each other, so the rows come to this rank: O(clients * parameters) here."""
@@ -214,8 +174,9 @@ class OpenServerNode(ServerNode):
     # -- how it is done ------------------------------------------------------------------------------------------
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
-        missing = [Problem(name, "failed", self._absent[rank], self._absent[rank])
-                   for rank, share in shares.items() if rank in self._absent for name in share]
+        absent = self.orders.absent
+        missing = [Problem(name, "failed", absent[rank], absent[rank])
+                   for rank, share in shares.items() if rank in absent for name in share]
         self._contributors = [rank for rank, report in reports.items()
                               if rank and any(outcome.num_samples for outcome in report.outcomes)]
         fitted = super()._fitted(plan, shares, reports)
@@ -245,23 +206,6 @@ class OpenServerNode(ServerNode):
             raise self._interrupted(round, error) from error
         except (Disconnected, Timeout) as error:
             raise self._interrupted(round, error) from error
-
-    def _checked(self, order: Message, report: R) -> R:
-        """`report`, if it is an answer to `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
-        if isinstance(order, Fit) and isinstance(report, FitReport):
-            named = [outcome.client_id for outcome in report.outcomes] + [problem.client_id for problem in report.problems]
-            if len(set(named)) < len(named) or not set(named) <= set(order.clients):
-                raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
-            for outcome in report.outcomes:
-                if not 0 <= outcome.num_samples <= MOST_SAMPLES or not 0 <= outcome.divisor < float("inf"):
-                    raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
-            if report.limbs > MOST_LIMBS:
-                raise FederationError(f"it reports a sum of {report.limbs} words; {MOST_LIMBS} are allowed")
-            _check_metrics(report.metrics)
-        if isinstance(report, EvaluateReport):
-            for metrics in (report.shards, report.clients, report.personal):
-                _check_metrics(metrics)
-        return report
 
     def _interrupted(self, round: int, error: Exception) -> RoundError:
         return RoundError(f"round {round}: while the updates were brought together, {error}; it is done again")
@@ -296,10 +240,3 @@ class OpenServerNode(ServerNode):
             for rank in self.star.ranks:
                 if self.star.silence(rank) > SILENCE:
                     self.star.drop(rank, f"it was silent for {self.star.silence(rank):.0f} s")
-
-
-def _check_metrics(metrics: Mapping[str, Any]) -> None:
-    try:
-        MetricSum.from_dict(dict(metrics)).means()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise FederationError(f"its metrics cannot be used: {error}") from error

@@ -17,11 +17,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -38,10 +36,11 @@ from federation.infra.threads import apply_threads
 from federation.infra.trace import Span
 from federation.node.client_state import unpacked
 from federation.node.compute import compute
-from federation.node.handout import Answer, Handout
+from federation.node.handout import Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
-from federation.node.members import PATIENCE, Members
+from federation.node.members import Members
+from federation.node.orders import Answer, Orders
 from federation.node.placement import Placement, Policy
 from federation.node.protocol import (
     MESSAGES,
@@ -65,14 +64,12 @@ from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Evaluated, Fitted, Plan, no_samples
 from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
-from node_comm import CommError, Disconnected, Transport
+from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Lost, Node, RemoteFailure, give_up, together
+from node_comm.node import Incoming, Lost, Node, RemoteFailure, together
 
 logger = logging.getLogger(__name__)
 
-R = TypeVar("R", bound=Message)
-Order = TypeVar("Order", bound=Message)
 FAREWELL = 5.0  #: seconds that a rank is given to end
 
 
@@ -98,21 +95,25 @@ class ServerNode:
         self.round_timeout = round_timeout
         self.placement = Placement(placement)
         self._transport = transport
-        self._node: Node | None = None
+        self._orders: Orders | None = None
         self._listening: asyncio.Task[None] | None = None
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
-        self._reporting: asyncio.Task[Any] | None = None  # waits for the reports of the last order that all ranks got
         #: Gets the spans of each rank, where a trace is wanted.
         self.trace: Callable[[int, Sequence[Span]], None] | None = None
         self.states = StateKeeper(self.host.states)
 
     @property
+    def orders(self) -> Orders:
+        """What gives the ranks orders; raises before `start`."""
+        if self._orders is None:
+            raise FederationError("the server is not running: call start() first")
+        return self._orders
+
+    @property
     def node(self) -> Node:
         """The node below; raises before `start`."""
-        if self._node is None:
-            raise FederationError("the server is not running: call start() first")
-        return self._node
+        return self.orders.node
 
     async def start(self) -> None:
         """Open the world (or take the transport given) and register who says hello."""
@@ -120,15 +121,16 @@ class ServerNode:
             apply_threads(self._threads)
         if self._transport is None:
             self._transport = node_comm.connect(self._mode, name=self.node_id, serve=True)
-        self._node = Node(self._transport, MESSAGES)
-        await self._node.start()
-        self._listening = asyncio.create_task(self._listen(self._node), name=f"{self.node_id} listening")
+        node = Node(self._transport, MESSAGES)
+        self._orders = Orders(node, self.round_timeout)
+        await node.start()
+        self._listening = asyncio.create_task(self._listen(node), name=f"{self.node_id} listening")
 
     async def stop(self, reason: str = "the run is over") -> None:
         """Tell every rank that the run is over, wait for them a little, and close."""
-        if self._node is None or self._listening is None:
+        if self._orders is None or self._listening is None:
             return
-        node, listening, self._node, self._listening = self._node, self._listening, None, None
+        node, listening, self._orders, self._listening = self._orders.node, self._listening, None, None
         farewells = [node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self.members.ranks]
         for rank, answer in zip(self.members.ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
             if isinstance(answer, CommError):
@@ -144,8 +146,8 @@ class ServerNode:
         """
         transport = self._transport
         assert transport is not None
-        if self._node is not None and self._listening is not None:
-            node, listening, self._node, self._listening = self._node, self._listening, None, None
+        if self._orders is not None and self._listening is not None:
+            node, listening, self._orders, self._listening = self._orders.node, self._listening, None, None
             await _end(node, listening)
         for rank in self.members.ranks:
             self.members.remove(rank)
@@ -188,7 +190,7 @@ class ServerNode:
         if self.members.ranks:
             self.node.transport.seal()
             order = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model)
-            async with self.deadline(self._round, "the broadcast of the weights"):
+            async with self.orders.deadline(self._round, "the broadcast of the weights"):
                 if self._goes_directly(weights.buffer.nbytes):
                     await self.node.attend(self.tell(order, weights.buffer))
                 else:
@@ -211,14 +213,14 @@ class ServerNode:
         handout = self._handout(plan, order, shares)
         # Handed out bit by bit, they grow from report to report: a reduction brings them at the end.
         sums = self._room_for_sums(plan, shares) if handout is None else {}
-
-        def order_of(rank: int) -> Fit:
-            return msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
-
+        first = shares if handout is None else handout.first
+        orders = {rank: msgspec.structs.replace(order, clients=first.get(rank, []), brings=rank in sums)
+                  for rank in self.ranks}
         if handout is None:
-            reports = await self.everyone(FitReport, order_of, self.host.fit, plan.round, sums)
+            reporting = await self.orders.give(orders, FitReport, self.host.fit, plan.round, sums)
         else:
-            reports = await self._hand_out(handout, plan.round)
+            reporting = await self._hand_out(handout, orders, plan.round)
+        reports = await reporting
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)
         return replace(fitted, sums=list(sums.values())) if sums and fitted.limbs == 1 else fitted
@@ -269,12 +271,10 @@ class ServerNode:
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}
         own = self._shares(clients)
-
-        def order_of(rank: int) -> Evaluate:
-            return Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []), part=part)
-
         await self._bring(own)
-        reporting = await self.order(EvaluateReport, order_of, self.host.evaluate, round)
+        orders = {rank: Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []), part=part)
+                  for rank in self.ranks}
+        reporting = await self.orders.give(orders, EvaluateReport, self.host.evaluate, round)
         return asyncio.create_task(self._evaluated(reporting, round))
 
     async def _evaluated(self, reporting: asyncio.Task[dict[int, EvaluateReport]], round: int) -> Evaluated:
@@ -291,8 +291,7 @@ class ServerNode:
 
     async def fetch_state(self, client_id: str, rank: int, proposed: bool) -> Weights | None:
         """A copy of what a client on another rank keeps, or proposes to keep."""
-        answer, buffer = await self.node.request(rank, FetchState(client_id=client_id, proposed=proposed), timeout=self.patience)
-        return unpacked(expect(answer, ClientState), buffer)
+        return unpacked(*await self.orders.request(rank, FetchState(client_id=client_id, proposed=proposed), ClientState))
 
     async def collect_results(self, clients: Sequence[ClientProxy], method: str,
                               config: Mapping[str, Any] | None = None) -> list[TrainResult | EvalResult]:
@@ -341,7 +340,7 @@ class ServerNode:
         """Bring the ranks' sums together in this rank's, one reduction for each word."""
         total = self.host.sum
         total.ensure_limbs(order.limbs)
-        async with self.deadline(order.round, "the reduction of the updates"):
+        async with self.orders.deadline(order.round, "the reduction of the updates"):
             await self.tell(order)
             if self.members.ranks:
                 for limb in total.limbs:
@@ -354,21 +353,12 @@ class ServerNode:
             weights, metrics = self.host.row(fetch.client_id)
             out.copy_from(weights)
             return metrics
-        answer, _ = await self.node.request(rank, fetch, into=out.buffer, timeout=self.patience)
-        return expect(answer, Update).metrics
+        update, _ = await self.orders.request(rank, fetch, Update, out.buffer)
+        return update.metrics
 
     async def tell(self, message: Message, buffer: np.ndarray | None = None) -> None:
         """Send `message`, and `buffer` beside it, to every other rank."""
         await asyncio.gather(*(self.node.send(rank, message, buffer) for rank in self.members.ranks))
-
-    @asynccontextmanager
-    async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
-        """Give the block `round_timeout` seconds; RoundError naming `what` after that."""
-        try:
-            async with asyncio.timeout(self.patience):
-                yield
-        except TimeoutError:
-            raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
 
     @property
     def is_open(self) -> bool:
@@ -380,23 +370,12 @@ class ServerNode:
         """Whether `recover` can be tried when ranks are lost."""
         return self._transport is not None and self._transport.recoverable
 
-    @property
-    def patience(self) -> float | None:
-        """Seconds that a step of a round may take. A rank that others can do without has ended itself before that."""
-        if self.round_timeout is None or not self.recoverable:
-            return self.round_timeout
-        return 1.25 * self.round_timeout + 1.0
-
-    def _overdue(self, text: str, is_here: bool = False) -> Exception:
-        """What to raise after that time; `is_here`: this very rank has not done its share."""
-        return Disconnected(text) if self.recoverable and not is_here else RoundError(text)
-
     # -- how it is done ------------------------------------------------------------------------------------------
 
     async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
-        if self._reporting is not None and self.states.moves(shares):
-            await asyncio.wait({self._reporting})  # an evaluation that is under way reads what clients keep
-        async with self.deadline(self._round, "moving what clients keep"):
+        if self.states.moves(shares):
+            await self.orders.settle()  # an evaluation that is under way reads what clients keep
+        async with self.orders.deadline(self._round, "moving what clients keep"):
             await self.states.bring(self.node, shares)
 
     async def _call(self, rank: int, call: Call) -> TrainResult | EvalResult:
@@ -406,9 +385,7 @@ class ServerNode:
                 self.states.note(call.client_id, 0)
             return result
         weights = Weights.zeros(self.host.model_layout) if call.method == "fit" else None
-        into = None if weights is None else weights.buffer
-        answer, _ = await self.node.request(rank, call, into=into, timeout=self.patience)
-        reply = expect(answer, Result)
+        reply, _ = await self.orders.request(rank, call, Result, None if weights is None else weights.buffer)
         if reply.problem is not None:
             raise ClientError(call.client_id, reply.problem.details)
         if reply.keeps:
@@ -447,74 +424,17 @@ class ServerNode:
         handout = Handout(order, shares, self.placement.seconds_of(plan.cohort), fixed)
         return handout if handout.is_worth_it else None
 
-    async def _hand_out(self, handout: Handout, round: int) -> dict[int, FitReport]:
-        async def ask(rank: int, order: Fit) -> asyncio.Future[Answer]:
-            return await self._ask(rank, order, self.host.fit)
+    async def _hand_out(self, handout: Handout, orders: Mapping[int, Fit], round: int) -> asyncio.Task[dict[int, FitReport]]:
+        """Give the ranks these orders, which are their first, and further ones as they report."""
+        def ask(rank: int, order: Fit) -> Awaitable[asyncio.Future[Answer]]:
+            return self.orders.ask_one(rank, order, self.host.fit)
 
-        async def train(rank: int) -> Answer:
-            return await handout.train(rank, ask), None
+        async def train(rank: int, first: asyncio.Future[Answer]) -> Answer:
+            return await handout.train(rank, first, ask), None
 
-        waited = {rank: asyncio.create_task(train(rank)) for rank in self.ranks}
-        self._reporting = asyncio.create_task(self._reports(FitReport, waited, round, self._reporting))
-        return await self._reporting
-
-    async def everyone(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                       round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, R]:
-        """Give every rank its order, do this rank's own share meanwhile, and return the reports by rank. What a rank has
-        beside its report goes `into` its array."""
-        return await (await self.order(reply, order_of, here, round, into))
-
-    async def order(self, reply: type[R], order_of: Callable[[int], Order], here: Callable[[Order], R],
-                    round: int, into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
-        """Give every rank its order, and this one its own; returns, once they are out, what brings the reports by rank.
-
-        Ranks do one order after the other: the time for these reports begins when those of the order before are in.
-        """
-        ranks = self.ranks
-        async with self.deadline(round, "giving the ranks their orders"):
-            answers = await asyncio.gather(*(self._ask(rank, order_of(rank), here, into.get(rank)) for rank in ranks))
-        waited = dict(zip(ranks, answers, strict=True))
-        self._reporting = asyncio.create_task(self._reports(reply, waited, round, self._reporting))
-        return self._reporting
-
-    async def _ask(self, rank: int, order: Order, here: Callable[[Order], Message],
-                   into: np.ndarray | None = None) -> asyncio.Future[Answer]:
-        """Give one rank an order; returns, once it is out, what its report comes in."""
-        if rank:
-            return await self.node.ask(rank, order, into=into)
-
-        async def work() -> Answer:
-            return await compute(here, order), None
-
-        return asyncio.create_task(work())
-
-    async def _reports(self, reply: type[R], waited: Mapping[int, asyncio.Future[Answer]], round: int,
-                       before: asyncio.Task[Any] | None) -> dict[int, R]:
-        """Wait for the reports of these ranks, once what they were ordered `before` is done."""
-
-        def silent() -> str:
-            return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
-                             for rank, answer in waited.items() if not answer.done())
-
-        async def say_who_is_late() -> None:
-            while True:
-                await asyncio.sleep(PATIENCE)
-                logger.info("round %d: waiting for %s", round, silent())
-
-        saying = asyncio.create_task(say_who_is_late())
-        try:
-            if before is not None:
-                await asyncio.wait({before})
-            _, late = await asyncio.wait(waited.values(), timeout=self.patience, return_when=asyncio.FIRST_EXCEPTION)
-            for answer in waited.values():
-                if answer.done():
-                    answer.result()
-            if late:
-                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
-                                    waited[0] in late)
-            return {rank: expect(answer.result()[0], reply) for rank, answer in waited.items()}
-        finally:
-            await give_up(saying, *waited.values())
+        begun = await self.orders.ask(orders, self.host.fit, round)
+        answers = {rank: asyncio.create_task(train(rank, first)) for rank, first in begun.items()}
+        return self.orders.await_reports(answers, FitReport, round)
 
     def _trace(self, reports: Mapping[int, FitReport] | Mapping[int, EvaluateReport]) -> None:
         if self.trace is not None:
@@ -569,10 +489,3 @@ async def _end(node: Node, listening: asyncio.Task[None]) -> None:
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
     await node.stop()
-
-
-def expect(message: Message, wanted: type[R]) -> R:
-    """`message`, which must be a `wanted`."""
-    if not isinstance(message, wanted):
-        raise CommError(f"a rank answered with {type(message).__name__}; wanted {wanted.__name__}")
-    return message

@@ -189,7 +189,7 @@ def world(monkeypatch, ranks, gate, *, known=1.0, wrong=None, rounds=1, needs="m
         thread = threads.setdefault(id(getattr(function, "__self__", threads)), ThreadPoolExecutor(1))
         return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
-    for module in ("client", "server"):
+    for module in ("client", "orders", "server"):
         monkeypatch.setattr(f"federation.node.{module}.compute", on_a_thread)
 
     async def play(server):
@@ -295,7 +295,10 @@ def test_nobody_is_given_any_more_once_an_update_is_refused():
         future.set_result((report, None))
         return future
 
-    assert asyncio.run(handout.train(1, ask)).refused == "e does not fit"
+    async def train():
+        return await handout.train(1, await ask(1, msgspec.structs.replace(ORDER, clients=handout.first[1])), ask)
+
+    assert asyncio.run(train()).refused == "e does not fit"
     assert asked == [("abcd", False), ("ef", True), ("g", True)], "g waited already when the report came"
     assert handout.take(1) == handout.take(2) == []
 

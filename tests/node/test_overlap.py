@@ -289,7 +289,7 @@ def test_time_to_train_begins_when_evaluations_are_in():
             return EvalResult(1, {"metric": 1.0})
 
     async def program(server):
-        server.round_timeout = 3.0
+        server.orders.round_timeout = 3.0
         return (await trained(server, max_rounds=2)).round
 
     assert in_world({"w": f32(0)}, {"a": constant([f32(1)])}, program, learner=Slow) == 2

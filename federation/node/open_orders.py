@@ -1,0 +1,105 @@
+"""Orders to the clients of an open world: who does not answer, or not as it should, is left out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from federation.core.metrics import MetricSum
+from federation.errors import FederationError
+from federation.node.compute import compute
+from federation.node.members import PATIENCE
+from federation.node.open_members import MOST_SAMPLES
+from federation.node.orders import Orders, expect
+from federation.node.protocol import EvaluateReport, Fit, FitReport
+from node_comm import CommError, Timeout
+from node_comm.message import Message
+from node_comm.node import Node
+from node_comm.star import Star
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Message)
+Order = TypeVar("Order", bound=Message)
+
+#: Words of an exact sum that a client may have the server make room for.
+MOST_LIMBS = 64
+
+
+class OpenOrders(Orders):
+    """See Orders. Those who have nothing to do get no order."""
+
+    def __init__(self, node: Node, round_timeout: float | None) -> None:
+        super().__init__(node, round_timeout)
+        self.absent: dict[int, str] = {}  # those who were asked and did not answer, and why, until somebody clears it
+
+    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], R], round: int,
+                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
+        """See Orders. Who was ordered something must have answered before the next order, since its time is counted from there;
+        this rank may be at work still."""
+        others = {rank: order for rank, order in orders.items() if rank and order.clients}  # type: ignore[attr-defined]
+        own = asyncio.create_task(compute(here, orders[0]))
+        self._reporting = asyncio.create_task(self._answers(others, reply, own, round))
+        return self._reporting
+
+    async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: asyncio.Task[R], round: int) -> dict[int, R]:
+        """Give the orders, and wait for who answers."""
+        star = self.node.transport
+        assert isinstance(star, Star)
+        reports: dict[int, R] = {}
+
+        async def ask(rank: int, order: Message) -> None:
+            try:
+                answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
+                reports[rank] = _checked(order, expect(answer, reply))
+            except Timeout:
+                logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
+                               star.name(rank), self.round_timeout)
+            except (CommError, FederationError) as error:
+                self.absent[rank] = str(error)
+
+        async def work() -> None:
+            reports[0] = await own
+
+        async def say_who_is_late() -> None:
+            while True:
+                await asyncio.sleep(PATIENCE)
+                missing = [star.name(rank) for rank in orders if rank not in reports and rank not in self.absent]
+                logger.info("round %d: waiting for %s", round, ", ".join(missing) or "this rank")
+
+        saying = asyncio.create_task(say_who_is_late())
+        try:
+            await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))
+        finally:
+            saying.cancel()
+        return dict(sorted(reports.items()))
+
+
+def _checked(order: Message, report: R) -> R:
+    """`report`, if it is an answer to `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
+    if isinstance(order, Fit) and isinstance(report, FitReport):
+        named = [outcome.client_id for outcome in report.outcomes] + [problem.client_id for problem in report.problems]
+        if len(set(named)) < len(named) or not set(named) <= set(order.clients):
+            raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
+        for outcome in report.outcomes:
+            if not 0 <= outcome.num_samples <= MOST_SAMPLES or not 0 <= outcome.divisor < float("inf"):
+                raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
+        if report.limbs > MOST_LIMBS:
+            raise FederationError(f"it reports a sum of {report.limbs} words; {MOST_LIMBS} are allowed")
+        _check_metrics(report.metrics)
+    if isinstance(report, EvaluateReport):
+        for metrics in (report.shards, report.clients, report.personal):
+            _check_metrics(metrics)
+    return report
+
+
+def _check_metrics(metrics: Mapping[str, Any]) -> None:
+    try:
+        MetricSum.from_dict(dict(metrics)).means()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FederationError(f"its metrics cannot be used: {error}") from error

@@ -1,0 +1,138 @@
+"""Orders to the ranks, and what they report."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from federation.errors import RoundError
+from federation.node.compute import compute
+from federation.node.members import PATIENCE
+from node_comm import CommError, Disconnected
+from node_comm.message import Message
+from node_comm.node import Node, give_up
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Message)
+Order = TypeVar("Order", bound=Message)
+#: What a question to a rank brings: its reply, and the array beside it.
+Answer = tuple[Message, np.ndarray | None]
+
+
+class Orders:
+    """Gives the ranks of one world their orders over `node`, which is rank 0's, and waits for the reports.
+
+    Ranks do one order after the other, so an order may go out before the reports of the one before are in; the time for its own
+    begins when those are. Each step of a round may take `round_timeout` seconds.
+    """
+
+    def __init__(self, node: Node, round_timeout: float | None) -> None:
+        self.node = node
+        self.round_timeout = round_timeout
+        self._reporting: asyncio.Task[Any] | None = None  # waits for the reports on the last order that all ranks got
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds that a step of a round may take. A rank that others can do without has ended itself before that."""
+        if self.round_timeout is None or not self.node.transport.recoverable:
+            return self.round_timeout
+        return 1.25 * self.round_timeout + 1.0
+
+    @asynccontextmanager
+    async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
+        """Give the block that long; RoundError naming `what` after that, or Disconnected where others can go on without a rank."""
+        try:
+            async with asyncio.timeout(self.patience):
+                yield
+        except TimeoutError:
+            raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+
+    async def request(self, rank: int, message: Message, reply: type[R],
+                      into: np.ndarray | None = None) -> tuple[R, np.ndarray | None]:
+        """Ask one other rank for something that is there already; its reply, and the array beside it, which goes `into` one."""
+        answer, array = await self.node.request(rank, message, into=into, timeout=self.patience)
+        return expect(answer, reply), array
+
+    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], R], round: int,
+                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
+        """Give each rank its order; returns, once they are out, what brings the reports by rank.
+
+        This rank's own is done by `here`. What a rank has beside its report goes `into` its array.
+        """
+        return self.await_reports(await self.ask(orders, here, round, into), reply, round)
+
+    async def ask(self, orders: Mapping[int, Order], here: Callable[[Order], Message], round: int,
+                  into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, asyncio.Future[Answer]]:
+        """The first half of `give`: returns, once the orders are out, what each report comes in."""
+        async with self.deadline(round, "giving the ranks their orders"):
+            answers = await asyncio.gather(*(self.ask_one(rank, order, here, into.get(rank)) for rank, order in orders.items()))
+        return dict(zip(orders, answers, strict=True))
+
+    async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Message],
+                      into: np.ndarray | None = None) -> asyncio.Future[Answer]:
+        """`ask` of a single rank, which may be this one."""
+        if rank:
+            return await self.node.ask(rank, order, into=into)
+
+        async def work() -> Answer:
+            return await compute(here, order), None
+
+        return asyncio.create_task(work())
+
+    def await_reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R],
+                      round: int) -> asyncio.Task[dict[int, R]]:
+        """The second half of `give`: what brings the reports, of which this rank's is one, by rank."""
+        reporting = asyncio.create_task(self._reports(answers, reply, round, self._reporting))
+        self._reporting = reporting
+        return reporting
+
+    async def settle(self) -> None:
+        """Wait until nobody has an order to do, whatever came of it."""
+        if self._reporting is not None:
+            await asyncio.wait({self._reporting})
+
+    async def _reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R], round: int,
+                       before: asyncio.Task[Any] | None) -> dict[int, R]:
+        """Wait for the reports of these ranks, once what they were ordered `before` is done."""
+
+        def silent() -> str:
+            return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
+                             for rank, answer in answers.items() if not answer.done())
+
+        async def say_who_is_late() -> None:
+            while True:
+                await asyncio.sleep(PATIENCE)
+                logger.info("round %d: waiting for %s", round, silent())
+
+        saying = asyncio.create_task(say_who_is_late())
+        try:
+            if before is not None:
+                await asyncio.wait({before})
+            _, late = await asyncio.wait(answers.values(), timeout=self.patience, return_when=asyncio.FIRST_EXCEPTION)
+            for answer in answers.values():
+                if answer.done():
+                    answer.result()
+            if late:
+                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
+                                    answers[0] in late)
+            return {rank: expect(answer.result()[0], reply) for rank, answer in answers.items()}
+        finally:
+            await give_up(saying, *answers.values())
+
+    def _overdue(self, text: str, is_here: bool = False) -> Exception:
+        """What to raise after that time; `is_here`: this very rank has not done its share."""
+        return Disconnected(text) if self.node.transport.recoverable and not is_here else RoundError(text)
+
+
+def expect(message: Message, wanted: type[R]) -> R:
+    """`message`, which must be a `wanted`."""
+    if not isinstance(message, wanted):
+        raise CommError(f"a rank answered with {type(message).__name__}; wanted {wanted.__name__}")
+    return message
