@@ -110,10 +110,10 @@ class OpenServerNode(ServerNode):
         message = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model, keeps=keeps)
         await self.star.send_all(self.members.ranks, self.node.encode(message), weights.buffer, self.round_timeout)
 
-    async def fit(self, plan: Plan) -> Fitted:
+    async def begin_fit(self, plan: Plan) -> asyncio.Task[Fitted]:
         """See ServerNode. Who does not answer has a problem in the result, or is late."""
         self.orders.absent.clear()
-        return await super().fit(plan)
+        return await super().begin_fit(plan)
 
     async def matrix(self, fitted: Fitted) -> Matrix:
         """See ServerNode. Clients do not reach each other, so the rows come to this rank: O(clients * parameters) here."""
@@ -174,6 +174,7 @@ class OpenServerNode(ServerNode):
     # -- how it is done ------------------------------------------------------------------------------------------
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
+        """See ServerNode. Who is absent has a problem."""
         absent = self.orders.absent
         missing = [Problem(name, "failed", absent[rank], absent[rank])
                    for rank, share in shares.items() if rank in absent for name in share]

@@ -9,7 +9,7 @@ It knows nothing of rounds as a whole; a trainer puts these verbs in order:
     await server.evaluate(round, ...)
 
 What ranks are ordered they do one after the other, so an order may go out before the reports of the one before are in:
-`begin_evaluation` returns once its orders are out, and a `fit` may follow.
+`begin_evaluation` returns once its orders are out, and a `fit` may follow; `begin_fit` does the same for those to train.
 """
 
 from __future__ import annotations
@@ -203,6 +203,10 @@ class ServerNode:
         Client failures are in the result. Raises UpdateError for an update that does not fit the model, RoundError
         when ranks take longer than `round_timeout`, RemoteFailure when a rank raised.
         """
+        return await (await self.begin_fit(plan))
+
+    async def begin_fit(self, plan: Plan) -> asyncio.Task[Fitted]:
+        """Order what `fit` does, and return once the orders are out; await the task for what came of it."""
         self._round = plan.round
         order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
                     weighs=plan.weighs, reduction=plan.reduction, cohort_size=len(plan.cohort),
@@ -220,10 +224,20 @@ class ServerNode:
             reporting = await self.orders.give(orders, FitReport, self.host.fit, plan.round, sums)
         else:
             reporting = await self._hand_out(handout, orders, plan.round)
+        return asyncio.create_task(self._trained(plan, shares, reporting, list(sums.values())))
+
+    async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
+                       sums: Sequence[np.ndarray]) -> Fitted:
         reports = await reporting
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)
-        return replace(fitted, sums=list(sums.values())) if sums and fitted.limbs == 1 else fitted
+        self.placement.observe(reports)
+        self.states.propose({outcome.client_id: fitted.ranks[outcome.client_id] for outcome in fitted.outcomes if outcome.keeps})
+        return replace(fitted, sums=sums) if fitted.limbs == 1 else fitted
+
+    def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
+        """What the ranks report that were given these `shares`."""
+        return Fitted.of(plan, shares, reports)
 
     async def mean(self, fitted: Fitted, out: Weights, divisor: Callable[[float], float] = lambda total: total) -> None:
         """Bring the ranks' sums together, in one reduction unless they came with the reports, and write their weighted mean
@@ -440,12 +454,6 @@ class ServerNode:
         if self.trace is not None:
             for rank, report in reports.items():
                 self.trace(rank, report.spans)
-
-    def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
-        fitted = Fitted.of(plan, shares, reports)
-        self.placement.observe(reports)
-        self.states.propose({outcome.client_id: fitted.ranks[outcome.client_id] for outcome in fitted.outcomes if outcome.keeps})
-        return fitted
 
     async def _listen(self, node: Node) -> None:
         """Register ranks as they come; a rank's last word ends the server."""

@@ -112,21 +112,25 @@ class DefaultTrainer(Trainer):
         An error in one round does not keep the one before from its record and its checkpoint.
         """
         evaluation = None if self._unrecorded is None else await self._evaluation()
-        training = asyncio.create_task(self._train(number))
+        begun = asyncio.Event()
+        training = asyncio.create_task(self._train(number, begun))
         try:
             if evaluation is not None:
-                for _ in range(2):  # an evaluation of nothing is done at once: let the orders to train go out before the disk
-                    await asyncio.sleep(0)
-                await self._conclude(evaluation, alone=False)
+                await self._conclude(evaluation, begun)
             round_number.set(number)
             with self.timer.phase("fit"):
                 return await training
         finally:
             await give_up(training)
 
-    async def _train(self, number: int) -> Fitted:
+    async def _train(self, number: int, begun: asyncio.Event) -> Fitted:
+        """Have round `number` trained; sets `begun` once the orders are out, or it has failed before."""
         round_number.set(number)
-        fitted = await self.server.fit(self.plan(number))
+        try:
+            training = await self.server.begin_fit(self.plan(number))
+        finally:
+            begun.set()
+        fitted = await training
         check_problems(fitted, self.config.min_clients, self.on_divergence)
         check_updates(fitted, self.aggregator)
         return fitted
@@ -147,16 +151,21 @@ class DefaultTrainer(Trainer):
         with self.timer.phase("evaluate"):
             return await begin_evaluation(self.server, self.config, self.round, self._unrecorded.plan.cohort)
 
-    async def _conclude(self, evaluation: asyncio.Task[dict[str, float]], alone: bool = True) -> None:
-        """Wait for what `evaluation` has found of the last commit, record and save it; `alone`: no rank trains meanwhile."""
+    async def _conclude(self, evaluation: asyncio.Task[dict[str, float]], begun: asyncio.Event | None = None) -> None:
+        """Wait for what `evaluation` has found of the last commit, record and save it.
+
+        `begun`: tells that ranks have their orders to train meanwhile; None where they do not train.
+        """
         assert self._unrecorded is not None
         with self.timer.phase("evaluate"):
             metrics = await evaluation
+            if begun is not None:
+                await begun.wait()  # the disk blocks this process, and no rank is to wait for it
         self.recorder.record(self.row(self._unrecorded, metrics))
         self._unrecorded = None
         with self.timer.phase("checkpoint"):
             # Ranks that train are asked for nothing: a job whose time is short since just now saves the round that they train.
-            if alone or self._kept() is not None:
+            if begun is None or self._kept() is not None:
                 await self.checkpoint(self.round)
 
     def plan(self, number: int) -> Plan:
