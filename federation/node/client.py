@@ -102,7 +102,7 @@ class ClientNode:
         if name in self.host.own:
             raise FederationError(f"{self.node_id} already has a client {name!r}: pass another client_id")
         self.host.own[name] = learner
-        self.host.aggregator = aggregator or self.host.aggregator
+        self.host.updates.aggregator = aggregator or self.host.updates.aggregator
 
     async def start(self) -> None:
         """Fix the compute threads of this process, so that results do not depend on the machine."""
@@ -215,23 +215,24 @@ class ClientNode:
             case Fit() as order:
                 report = await compute(host.fit, order)
                 with host.spans.span("reduce" if order.brings else "report"):
-                    await node.reply(incoming, report, host.sum.limbs[0] if order.brings and report.limbs == 1 else None)
+                    brings = order.brings and report.limbs == 1
+                    await node.reply(incoming, report, host.updates.sum.limbs[0] if brings else None)
             case Collect(limbs=limbs):
-                host.sum.ensure_limbs(limbs)
-                for limb in host.sum.limbs:
+                host.updates.sum.ensure_limbs(limbs)
+                for limb in host.updates.sum.limbs:
                     await node.attend(node.transport.reduce(limb, root=SERVER))
             case FetchSum(limbs=limbs, word=word):
-                host.sum.ensure_limbs(limbs)
-                await node.reply(incoming, Sum(), host.sum.limbs[word])
+                host.updates.sum.ensure_limbs(limbs)
+                await node.reply(incoming, Sum(), host.updates.sum.limbs[word])
             case FetchUpdate(client_id=client_id):
-                buffer, metrics = host.update(client_id)
+                buffer, metrics = host.updates.of(client_id)
                 await node.reply(incoming, Update(metrics=plain(metrics)), buffer)
             case Columnwise() as order:
                 await take_part_in_columnwise(node, host, order)
             case Gram() as order:
                 await take_part_in_gram(node, host, order)
             case Combine() as order:
-                await node.reply(incoming, await compute(host.combine, order))
+                await node.reply(incoming, await compute(host.updates.combine, order))
             case Move() as order:
                 return await self._move(incoming, order)
             case FetchState(client_id=client_id, proposed=proposed):

@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from federation.core.aggregator import Aggregator, MeanAggregator, count_of
-from federation.core.compression import Packing
+from federation.core.aggregator import Aggregator
 from federation.core.learner import Context, Learner, Turn
-from federation.core.matrix import checked_row, combination
+from federation.core.matrix import checked_row
 from federation.core.metrics import MetricSum
 from federation.core.personal import LocalParameters
-from federation.core.random import stream
-from federation.core.types import ClientUpdate, EvalResult, TrainResult, WeightsLike
-from federation.core.updates import Contribution, UpdateSum, check_num_samples, make_sum
+from federation.core.types import EvalResult, TrainResult, WeightsLike
+from federation.core.updates import check_num_samples
 from federation.core.weights import Allocate, Layout, Weights
 from federation.data.client_data import ClientData
 from federation.data.manager import DataManager, Part
@@ -30,8 +28,6 @@ from federation.errors import ClientError, Diverged, FederationError, UpdateErro
 from federation.infra.trace import Spans
 from federation.node.client_state import ClientStates
 from federation.node.protocol import (
-    Combine,
-    Combined,
     Evaluate,
     EvaluateReport,
     Fit,
@@ -42,6 +38,7 @@ from federation.node.protocol import (
     Trained,
 )
 from federation.node.proxy import partition_index
+from federation.node.updates import Updates
 from node_comm import Transport
 
 #: In a client's state: what compression has left out of its updates so far.
@@ -71,7 +68,7 @@ class ClientHost:
         self.data = data
         self.own: dict[str, Learner] = {}
         self.states = ClientStates()
-        self.aggregator = aggregator
+        self.updates = Updates(aggregator, seed, allocate)
         self.weights: Weights | None = None
         self.stopping = threading.Event()
         self._model: Weights | None = None
@@ -80,12 +77,6 @@ class ClientHost:
         self._local_patterns = tuple(local_parameters)
         self._seed = seed
         self.allocate = allocate
-        self._sum: UpdateSum | None = None
-        self._sum_kind: tuple[str, Layout] | None = None
-        self._rows: dict[str, tuple[Weights, Mapping[str, Any]]] = {}
-        self._order: Fit | None = None
-        self._packing: Packing | None = None
-        self._packed: dict[str, tuple[np.ndarray, Mapping[str, Any]]] = {}
 
     def expect(self, layout: Layout, num_model: int) -> Weights:
         """The buffer that the next broadcast is to be written into; reused while the layout stays."""
@@ -107,13 +98,11 @@ class ClientHost:
     def forget(self, allocate: Allocate | None = None) -> None:
         """As before the first round: no sums, no updates, and no state of any client. `allocate` gives memory from now on."""
         self.states.clear()
-        self._rows.clear()
-        self._packed.clear()
-        self._sum = self._sum_kind = self._packing = None
         self.allocate = allocate or self.allocate
+        self.updates.forget(self.allocate)
 
     def fit(self, order: Fit) -> FitReport:
-        """Train the clients of `order`, adding up (needs "mean") or keeping their updates.
+        """Train the clients of `order`, adding up (needs "mean") or keeping their `updates`.
 
         A client whose code raises, or whose update is not finite, contributes nothing and is reported. An update
         that does not fit the model is a fault of the program: the rest is left, and the report says so. Clients that
@@ -121,7 +110,9 @@ class ClientHost:
         together, and share the seconds that it takes.
         """
         began = time.perf_counter()
-        total = self._begin(order) if not order.goes_on else self.sum if order.needs == "mean" else None
+        if not order.goes_on:
+            self.states.forget_proposals()
+            self.updates.begin(order, self._start(), self._local.indices if self._local else ())
         metrics, outcomes, problems, refused = MetricSum(), [], [], ""
         for group in self._groups(order.clients):
             is_late = order.deadline is not None and time.perf_counter() - began >= order.deadline
@@ -134,7 +125,7 @@ class ClientHost:
                     continue
                 try:
                     with self.spans.span("add", client_id):
-                        divisor, rest = self._take(client_id, result, order, total)
+                        divisor, rest = self._take(client_id, result)
                 except Diverged as error:
                     problems.append(_problem(client_id, "diverged", error))
                     continue
@@ -147,9 +138,8 @@ class ClientHost:
             outcomes += [Outcome(name, count, seconds, divisor, keeps) for name, count, divisor, keeps in taken]
             if refused:
                 break
-        limbs = 0 if total is None else len(total.limbs)
-        return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, refused=refused,
-                         seconds=time.perf_counter() - began, spans=self.spans.take())
+        return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=self.updates.limbs,
+                         refused=refused, seconds=time.perf_counter() - began, spans=self.spans.take())
 
     def train(self, order: Train, start: Weights, out: Weights) -> Trained:
         """Train one client from `start`, and write its weights into `out`; both are borrowed.
@@ -186,46 +176,6 @@ class ClientHost:
     def model_layout(self) -> Layout:
         """That of the model's part of them."""
         return self._start_model().layout
-
-    @property
-    def sum(self) -> UpdateSum:
-        """The sum of the updates of the last `fit` with needs "mean"."""
-        assert self._sum is not None, "no fit with needs='mean' yet"
-        return self._sum
-
-    def update(self, client_id: str) -> tuple[np.ndarray, Mapping[str, Any]]:
-        """The bytes (owned here, until the next fit) and metrics of one client's update of the last `fit`: packed where that
-        has packed updates, else those of its row."""
-        if client_id in self._packed:
-            return self._packed[client_id]
-        weights, metrics = self.row(client_id)
-        return weights.buffer, metrics
-
-    @property
-    def packing(self) -> Packing:
-        """How the updates of the last `fit` were packed."""
-        assert self._packing is not None, "no fit with a compression yet"
-        return self._packing
-
-    def add(self, client_id: str, arrays: WeightsLike, num_samples: int, metrics: Mapping[str, Any]) -> None:
-        """Add the update of a client that was trained elsewhere, by the order of the last `fit`, to `sum`.
-
-        Raises what `UpdateSum.add` raises.
-        """
-        assert self._order is not None, "no fit yet"
-        self._add(ClientUpdate(client_id, arrays, num_samples, metrics), self._order, self.sum)
-
-    def row(self, client_id: str) -> tuple[Weights, Mapping[str, Any]]:
-        """The update (owned here, until the next fit) and metrics of one client of the last `fit` that kept rows."""
-        return self._rows[client_id]
-
-    def combine(self, order: Combine) -> Combined:
-        """Add up rows of the last `fit`, times coefficients, into `sum`."""
-        total = combination(self._start(), len(order.coefficients), self.allocate)
-        for client_id, coefficient in order.coefficients.items():
-            total.add(client_id, self._rows[client_id][0], 1, Contribution(coefficient, 0.0))
-        self._sum, self._sum_kind = total, None
-        return Combined(limbs=len(total.limbs))
 
     def evaluate(self, order: Evaluate) -> EvaluateReport:
         """Evaluate shards of the test set (an error there is the program's, and raised) and clients (reported)."""
@@ -284,25 +234,6 @@ class ClientHost:
             self.states.commit()
         return TrainResult(weights, result.num_samples, result.metrics)
 
-    def _begin(self, order: Fit) -> UpdateSum | None:
-        self._rows.clear()
-        self._packed.clear()
-        self._order, self._packing = order, None
-        if order.compression:
-            self._packing = Packing(order.compression, self._start(), self._local.indices if self._local else ())
-        self.states.forget_proposals()
-        if order.needs != "mean":
-            return None
-        start = self._start()
-        kind = (order.reduction, start.layout)
-        if self._sum is None or self._sum_kind != kind:
-            self._sum = make_sum(order.reduction, start.layout, start, total_samples=order.total_samples,
-                                 cohort_size=order.cohort_size, allocate=self.allocate)
-            self._sum_kind = kind
-        else:
-            self._sum.reset(start, total_samples=order.total_samples, cohort_size=order.cohort_size)
-        return self._sum
-
     @property
     def at_once(self) -> int:
         """How many clients the learner trains together; those with learners of their own are trained by these."""
@@ -350,37 +281,11 @@ class ClientHost:
             settings = {**config, "round": round} if note_round else dict(config)
             return _checked(learner.fit(settings), TrainResult)
 
-    def _take(self, client_id: str, result: TrainResult, order: Fit,
-              total: UpdateSum | None) -> tuple[float, np.ndarray | None]:
-        """Keep the row of `result`, or add it to `total`; returns what it counts for in the divisor, and what compression has
-        left out."""
+    def _take(self, client_id: str, result: TrainResult) -> tuple[float, np.ndarray | None]:
+        """Add `result` to the updates; returns what it counts for in the divisor, and what compression has left out."""
         check_num_samples(client_id, result.num_samples)
-        arrays, rest = self._contributed(client_id, result), None
-        if self._packing is not None:
-            packed = self._packing.pack(client_id, self._start().layout.conform(arrays, client_id),
-                                        stream(self._seed, "compression", order.round, client_id),
-                                        self.states.of(client_id).get(REST))
-            if packed is not None:
-                arrays, rest = packed.arrays, packed.rest
-                if order.packed:
-                    self._packed[client_id] = packed.data, result.metrics
-        update = ClientUpdate(client_id, arrays, result.num_samples, result.metrics)
-        if total is None:
-            self._rows[client_id] = checked_row(client_id, arrays, self._start()), result.metrics
-            return float(count_of(order.weighting, result.num_samples)), rest
-        return self._add(update, order, total), rest
-
-    def _add(self, update: ClientUpdate, order: Fit, total: UpdateSum) -> float:
-        """Add `update` to `total`; returns what it counts for in the divisor."""
-        count = count_of(order.weighting, update.num_samples)
-        contribution = Contribution(count, count)
-        if order.weighs and count:
-            if not isinstance(self.aggregator, MeanAggregator):
-                raise UpdateError(f"{update.client_id}: the server's aggregator weighs updates by a rule of its own, which "
-                                  "this rank does not have: give its ClientNode the same aggregator")
-            contribution = self.aggregator.weigh(update, self._start())
-        total.add(update.client_id, update.weights, count, contribution)
-        return float(contribution.divisor)
+        return self.updates.take(client_id, self._contributed(client_id, result), result.num_samples, result.metrics,
+                                 self.states.of(client_id).get(REST))
 
     def _contributed(self, client_id: str, result: TrainResult) -> WeightsLike:
         """The arrays of `result` that others see: those of the model, then those shared beside it, in order."""

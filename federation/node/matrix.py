@@ -67,7 +67,7 @@ class DistributedMatrix(Matrix):
             if coefficient:
                 shares[rank][client_id] = float(coefficient)
         orders = {rank: Combine(coefficients=share) for rank, share in shares.items()}
-        reports = await (await server.orders.give(orders, Combined, server.host.combine, self._round))
+        reports = await (await server.orders.give(orders, Combined, server.host.updates.combine, self._round))
         limbs = max(report.limbs for report in reports.values())
         total = await server.reduced(Collect(round=self._round, limbs=limbs))
         total.num_samples, total.divisor = len(self), 1.0
@@ -117,7 +117,8 @@ async def _transposed(node: Node, host: ClientHost, clients: Sequence[str], rank
     columns from where their run of one dtype begins; some may be empty.
     """
     transport = node.transport
-    host_rows = [host.row(client_id)[0] for client_id, rank in zip(clients, ranks, strict=True) if rank == transport.rank]
+    host_rows = [host.updates.row(client_id)[0] for client_id, rank in zip(clients, ranks, strict=True)
+                 if rank == transport.rank]
     counts = np.bincount(np.array(ranks, np.int64), minlength=transport.size)
     firsts = np.cumsum(counts) - counts
     layout = host.layout

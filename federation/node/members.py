@@ -21,8 +21,8 @@ PATIENCE = 30.0  #: seconds between lines in the log while something is waited f
 class Members:
     """Those of a world whose ranks are all there from the start, or are waited for.
 
-    `server_id` is told to who registers. Every rank's `setup` must equal this one. `hosts_clients`: whether rank 0 hosts clients
-    beside the others; where there is no other it does.
+    `server_id` is told to who registers. Every rank's `setup` must equal this one. `hosts_clients`: whether rank 0 hosts
+    clients beside the others; where there is no other it does.
     """
 
     def __init__(self, server_id: str, clients: ClientTable, setup: Mapping[str, str], hosts_clients: bool = False) -> None:
@@ -65,7 +65,8 @@ class Members:
                 logger.info("waiting for clients: %s", state)
         idle = len(self.hosting) - len(self.clients)
         if idle > 0:
-            logger.info("%d ranks have no client to train: %d clients on %d ranks", idle, len(self.clients), len(self.hosting))
+            logger.info("%d ranks have no client to train: %d clients on %d ranks", idle, len(self.clients),
+                        len(self.hosting))
 
     async def register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
         """A rank introduces itself. Raises FederationError, which it is told, too, where it cannot take part."""

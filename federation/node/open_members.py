@@ -20,8 +20,8 @@ MOST_SAMPLES = 2**40
 
 
 class OpenMembers(Members):
-    """See Members. Who registers is a newcomer until `admit`. `expected` clients are waited for at first; later, as many as a
-    round needs. What a client's `setup` names must be as it is here, where it is known here."""
+    """See Members. Who registers is a newcomer until `admit`. `expected` clients are waited for at first; later, as many as
+    a round needs. What a client's `setup` names must be as it is here, where it is known here."""
 
     def __init__(self, server_id: str, setup: Mapping[str, str], expected: int = 0) -> None:
         super().__init__(server_id, ClientTable(), setup)
@@ -96,7 +96,9 @@ class OpenMembers(Members):
             if record.client_id in here:
                 raise FederationError(f"there is a client {record.client_id!r} already")
             if record.client_id != name and not record.client_id.startswith(f"{name}/"):
-                raise FederationError(f"it brings {record.client_id!r}; the clients of {name!r} are called {name!r} or {name}/...")
+                raise FederationError(f"it brings {record.client_id!r}; the clients of {name!r} are called {name!r} or "
+                                      f"{name}/...")
             if not 0 <= record.num_samples <= MOST_SAMPLES:
-                raise FederationError(f"{record.client_id!r} has {record.num_samples} samples; 0 to {MOST_SAMPLES} are allowed")
+                raise FederationError(f"{record.client_id!r} has {record.num_samples} samples; 0 to {MOST_SAMPLES} are "
+                                      "allowed")
             here.append(record.client_id)

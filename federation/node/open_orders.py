@@ -40,14 +40,15 @@ class OpenOrders(Orders):
 
     async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], R], round: int,
                    into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
-        """See Orders. Who was ordered something must have answered before the next order, since its time is counted from there;
-        this rank may be at work still."""
+        """See Orders. Who was ordered something must have answered before the next order, since its time is counted from
+        there; this rank may be at work still."""
         others = {rank: order for rank, order in orders.items() if rank and order.clients}  # type: ignore[attr-defined]
         own = asyncio.create_task(compute(here, orders[0]))
         self._reporting = asyncio.create_task(self._answers(others, reply, own, round))
         return self._reporting
 
-    async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: asyncio.Task[R], round: int) -> dict[int, R]:
+    async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: asyncio.Task[R],
+                       round: int) -> dict[int, R]:
         """Give the orders, and wait for who answers."""
         star = self.node.transport
         assert isinstance(star, Star)
@@ -81,7 +82,7 @@ class OpenOrders(Orders):
 
 
 def _checked(order: Message, report: R) -> R:
-    """`report`, if it is an answer to `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
+    """`report`, if it answers `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
     if isinstance(order, Fit) and isinstance(report, FitReport):
         named = [outcome.client_id for outcome in report.outcomes] + [problem.client_id for problem in report.problems]
         if len(set(named)) < len(named) or not set(named) <= set(order.clients):

@@ -122,7 +122,7 @@ class OpenServerNode(ServerNode):
 
     async def reduced(self, order: Collect) -> UpdateSum:
         """See ServerNode. Each client's sum is added to this rank's as it comes, piece by piece; packed updates one by one."""
-        total = self.host.sum
+        total = self.host.updates.sum
         if self._packed:
             for outcome, rank in self._packed:
                 await self._add_packed(outcome, rank, order.round)
@@ -189,7 +189,7 @@ class OpenServerNode(ServerNode):
 
     async def _fetch_packed(self, fetch: FetchUpdate, rank: int) -> tuple[list[np.ndarray], Mapping[str, Any]]:
         """One client's update, unpacked. Who sends what is none is let go: Disconnected."""
-        packing = self.host.packing
+        packing = self.host.updates.packing
         data = np.empty(packing.nbytes, np.uint8)
         answer, _ = await self.node.request(rank, fetch, into=data, timeout=self.round_timeout)
         try:
@@ -201,7 +201,7 @@ class OpenServerNode(ServerNode):
     async def _add_packed(self, outcome: Outcome, rank: int, round: int) -> None:
         try:
             arrays, metrics = await self._fetch_packed(FetchUpdate(round=round, client_id=outcome.client_id), rank)
-            await compute(self.host.add, outcome.client_id, arrays, outcome.num_samples, metrics)
+            await compute(self.host.updates.add, outcome.client_id, arrays, outcome.num_samples, metrics)
         except (Diverged, UpdateError) as error:
             self.star.drop(rank, str(error))
             raise self._interrupted(round, error) from error

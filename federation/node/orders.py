@@ -29,8 +29,8 @@ Answer = tuple[Message, np.ndarray | None]
 class Orders:
     """Gives the ranks of one world their orders over `node`, which is rank 0's, and waits for the reports.
 
-    Ranks do one order after the other, so an order may go out before the reports of the one before are in; the time for its own
-    begins when those are. Each step of a round may take `round_timeout` seconds.
+    Ranks do one order after the other, so an order may go out before the reports of the one before are in; the time for
+    its own begins when those are. Each step of a round may take `round_timeout` seconds.
     """
 
     def __init__(self, node: Node, round_timeout: float | None) -> None:
@@ -47,7 +47,7 @@ class Orders:
 
     @asynccontextmanager
     async def deadline(self, round: int, what: str) -> AsyncIterator[None]:
-        """Give the block that long; RoundError naming `what` after that, or Disconnected where others can go on without a rank."""
+        """Give the block that long; after that RoundError naming `what`, or Disconnected where ranks can be done without."""
         try:
             async with asyncio.timeout(self.patience):
                 yield
@@ -56,7 +56,7 @@ class Orders:
 
     async def request(self, rank: int, message: Message, reply: type[R],
                       into: np.ndarray | None = None) -> tuple[R, np.ndarray | None]:
-        """Ask one other rank for something that is there already; its reply, and the array beside it, which goes `into` one."""
+        """Ask one other rank for what it has; its reply, and the array beside it, which is written `into` one if given."""
         answer, array = await self.node.request(rank, message, into=into, timeout=self.patience)
         return expect(answer, reply), array
 
@@ -72,7 +72,8 @@ class Orders:
                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, asyncio.Future[Answer]]:
         """The first half of `give`: returns, once the orders are out, what each report comes in."""
         async with self.deadline(round, "giving the ranks their orders"):
-            answers = await asyncio.gather(*(self.ask_one(rank, order, here, into.get(rank)) for rank, order in orders.items()))
+            answers = await asyncio.gather(*(self.ask_one(rank, order, here, into.get(rank))
+                                             for rank, order in orders.items()))
         return dict(zip(orders, answers, strict=True))
 
     async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Message],
@@ -120,8 +121,8 @@ class Orders:
                 if answer.done():
                     answer.result()
             if late:
-                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from {silent()}",
-                                    answers[0] in late)
+                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
+                                    f"{silent()}", answers[0] in late)
             return {rank: expect(answer.result()[0], reply) for rank, answer in answers.items()}
         finally:
             await give_up(saying, *answers.values())

@@ -61,7 +61,8 @@ class Placement:
         """Whether some ranks may take longer than others where the policy wants all to take the same."""
         return self.policy == "balanced" and self.costs.are_doubtful
 
-    def shares(self, clients: Sequence[ClientProxy], ranks: Sequence[int], preferred: Mapping[str, int]) -> dict[int, list[str]]:
+    def shares(self, clients: Sequence[ClientProxy], ranks: Sequence[int],
+               preferred: Mapping[str, int]) -> dict[int, list[str]]:
         """Which of `ranks` does which of these clients; `preferred` as in `place`."""
         homes = {client.client_id: client.rank for client in clients if client.rank is not None}
         return place(self.seconds_of(clients), homes, ranks, self.policy, preferred)

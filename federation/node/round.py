@@ -65,7 +65,7 @@ class Fitted:
 
     @classmethod
     def of(cls, plan: Plan, shares: Mapping[int, Sequence[str]], reports: Mapping[int, FitReport]) -> Fitted:
-        """What the ranks report that were given these `shares`. Raises UpdateError for an update that does not fit the model."""
+        """What ranks report that were given these `shares`. UpdateError for an update that does not fit the model."""
         for report in reports.values():
             if report.refused:
                 raise UpdateError(f"round {plan.round}: {report.refused}")
@@ -111,7 +111,8 @@ class Evaluated(NamedTuple):
     @classmethod
     def of(cls, reports: Collection[EvaluateReport]) -> Evaluated:
         """What all ranks report."""
-        return cls(MetricSum.total(report.shards for report in reports), MetricSum.total(report.clients for report in reports),
+        return cls(MetricSum.total(report.shards for report in reports),
+                   MetricSum.total(report.clients for report in reports),
                    MetricSum.total(report.personal for report in reports))
 
 

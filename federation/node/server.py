@@ -232,7 +232,8 @@ class ServerNode:
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)
         self.placement.observe(reports)
-        self.states.propose({outcome.client_id: fitted.ranks[outcome.client_id] for outcome in fitted.outcomes if outcome.keeps})
+        keeping = [outcome.client_id for outcome in fitted.outcomes if outcome.keeps]
+        self.states.propose({client_id: fitted.ranks[client_id] for client_id in keeping})
         return replace(fitted, sums=sums) if fitted.limbs == 1 else fitted
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
@@ -246,7 +247,8 @@ class ServerNode:
         `divisor` makes what the sum is divided by of the sum of what clients count for. RoundError when the samples of
         all clients add up to zero.
         """
-        total = self.host.sum if fitted.sums else await self.reduced(Collect(round=fitted.plan.round, limbs=fitted.limbs))
+        collect = Collect(round=fitted.plan.round, limbs=fitted.limbs)
+        total = self.host.updates.sum if fitted.sums else await self.reduced(collect)
         total.num_samples = sum(count_of(fitted.plan.weighting, outcome.num_samples) for outcome in fitted.outcomes)
         if total.num_samples == 0:
             raise no_samples(fitted)
@@ -352,7 +354,7 @@ class ServerNode:
 
     async def reduced(self, order: Collect) -> UpdateSum:
         """Bring the ranks' sums together in this rank's, one reduction for each word."""
-        total = self.host.sum
+        total = self.host.updates.sum
         total.ensure_limbs(order.limbs)
         async with self.orders.deadline(order.round, "the reduction of the updates"):
             await self.tell(order)
@@ -364,7 +366,7 @@ class ServerNode:
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
         """Copy one client's update from `rank` into `out`; returns its metrics."""
         if rank == 0:
-            weights, metrics = self.host.row(fetch.client_id)
+            weights, metrics = self.host.updates.row(fetch.client_id)
             out.copy_from(weights)
             return metrics
         update, _ = await self.orders.request(rank, fetch, Update, out.buffer)

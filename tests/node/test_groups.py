@@ -85,7 +85,7 @@ def test_each_result_is_taken_before_the_next_overwrites_it():
     assert learner.groups == [["client_0", "client_1", "client_2"], ["client_3", "client_4", "client_5"], ["client_6"]]
     assert sorted(outcome.client_id for outcome in report.outcomes) == [f"client_{index}" for index in range(CLIENTS)]
     for index in range(CLIENTS):
-        weights, metrics = host.row(f"client_{index}")
+        weights, metrics = host.updates.row(f"client_{index}")
         assert (weights["w"].tolist(), metrics) == ([10 + index, 20 + index], {"who": float(index)})
 
 
@@ -93,7 +93,7 @@ def test_their_sum_is_that_of_clients_one_by_one():
     host = host_of(Groups())
     assert fit(host, needs="mean").problems == []
     mean = Weights.zeros(host.layout)
-    host.sum.mean_into(mean)
+    host.updates.sum.mean_into(mean)
     assert mean["w"].tolist() == [13, 23]
 
 
