@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import msgspec
 
 from federation.core.metrics import MetricSum
-from federation.node.orders import Answer, expect
+from federation.node.orders import Answer, Orders, expect
 from federation.node.protocol import Fit, FitReport
 
 #: Gives an order to a rank; returns, once it is out, what its report comes in.
@@ -81,6 +81,21 @@ class Handout:
             seconds += cost
         self._left[owner] -= seconds
         return piece
+
+    async def begin(self, orders: Orders, ranks: Sequence[int],
+                    here: Callable[[Fit], FitReport]) -> asyncio.Task[dict[int, FitReport]]:
+        """Give each of `ranks` its first order; returns, once these are out, what gives them the others and brings one report
+        of each. This rank's own orders are done by `here`."""
+        def ask(rank: int, order: Fit) -> Awaitable[asyncio.Future[Answer]]:
+            return orders.ask_one(rank, order, here)
+
+        async def train(rank: int, first: asyncio.Future[Answer]) -> Answer:
+            return await self.train(rank, first, ask), None
+
+        firsts = {rank: msgspec.structs.replace(self._order, clients=self.first.get(rank, [])) for rank in ranks}
+        begun = await orders.ask(firsts, here, self._order.round)
+        answers = {rank: asyncio.create_task(train(rank, first)) for rank, first in begun.items()}
+        return orders.await_reports(answers, FitReport, self._order.round)
 
     async def train(self, rank: int, first: asyncio.Future[Answer], ask: Ask) -> FitReport:
         """Give `rank` further clients, two orders at a time, until all are given out; what its reports come to, of which the

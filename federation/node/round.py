@@ -13,7 +13,7 @@ from federation.core.aggregator import Aggregator, Needs, RoundStats, Weighting
 from federation.core.compression import Compression
 from federation.core.metrics import MetricSum
 from federation.errors import Diverged, RoundError, UpdateError
-from federation.node.protocol import EvaluateReport, FitReport, Outcome, Problem
+from federation.node.protocol import EvaluateReport, Fit, FitReport, Outcome, Problem
 from federation.node.proxy import ClientProxy
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ class Plan:
         if self.weighting == "uniform":
             return max(1, len(self.cohort))
         return max(1, sum(client.num_samples for client in self.cohort))
+
+    def order(self, packed: bool) -> Fit:
+        """What all ranks are told of it; which clients, each is told by itself. `packed`: updates are fetched packed."""
+        return Fit(round=self.round, clients=[], config=dict(self.config), needs=self.needs, weighting=self.weighting,
+                   weighs=self.weighs, reduction=self.reduction, cohort_size=len(self.cohort),
+                   total_samples=self.total_samples, deadline=self.deadline, compression=self.compression, packed=packed)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,7 +40,7 @@ from federation.node.handout import Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
 from federation.node.members import Members
-from federation.node.orders import Answer, Orders
+from federation.node.orders import Orders
 from federation.node.placement import Placement, Policy
 from federation.node.protocol import (
     MESSAGES,
@@ -114,6 +114,16 @@ class ServerNode:
     def node(self) -> Node:
         """The node below; raises before `start`."""
         return self.orders.node
+
+    @property
+    def clients(self) -> ClientTable:
+        """All clients that can be asked to train."""
+        return self.members.clients
+
+    @property
+    def ranks(self) -> list[int]:
+        """This rank, and all that have registered."""
+        return [0, *self.members.ranks]
 
     async def start(self) -> None:
         """Open the world (or take the transport given) and register who says hello."""
@@ -208,22 +218,18 @@ class ServerNode:
     async def begin_fit(self, plan: Plan) -> asyncio.Task[Fitted]:
         """Order what `fit` does, and return once the orders are out; await the task for what came of it."""
         self._round = plan.round
-        order = Fit(round=plan.round, clients=[], config=dict(plan.config), needs=plan.needs, weighting=plan.weighting,
-                    weighs=plan.weighs, reduction=plan.reduction, cohort_size=len(plan.cohort),
-                    total_samples=plan.total_samples, deadline=plan.deadline, compression=plan.compression,
-                    packed=self.is_open and bool(plan.compression))
+        order = plan.order(packed=self.is_open and bool(plan.compression))
         shares = self._shares(plan.cohort)
         await self._bring(shares)
         handout = self._handout(plan, order, shares)
-        # Handed out bit by bit, they grow from report to report: a reduction brings them at the end.
-        sums = self._room_for_sums(plan, shares) if handout is None else {}
-        first = shares if handout is None else handout.first
-        orders = {rank: msgspec.structs.replace(order, clients=first.get(rank, []), brings=rank in sums)
-                  for rank in self.ranks}
-        if handout is None:
-            reporting = await self.orders.give(orders, FitReport, self.host.fit, plan.round, sums)
+        sums: dict[int, np.ndarray] = {}
+        if handout is not None:  # sums grow from report to report then: a reduction brings them at the end
+            reporting = await handout.begin(self.orders, self.ranks, self.host.fit)
         else:
-            reporting = await self._hand_out(handout, orders, plan.round)
+            sums = self._room_for_sums(plan, shares)
+            orders = {rank: msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
+                      for rank in self.ranks}
+            reporting = await self.orders.give(orders, FitReport, self.host.fit, plan.round, sums)
         return asyncio.create_task(self._trained(plan, shares, reporting, list(sums.values())))
 
     async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
@@ -338,16 +344,6 @@ class ServerNode:
             raise FederationError("no weights yet: broadcast_weights comes before fit and evaluate")
         return self.host.weights
 
-    @property
-    def clients(self) -> ClientTable:
-        """All clients that can be asked to train."""
-        return self.members.clients
-
-    @property
-    def ranks(self) -> list[int]:
-        """This rank, and all that have registered."""
-        return [0, *self.members.ranks]
-
     async def matrix(self, fitted: Fitted) -> Matrix:
         """The rows of a `fit` with needs "matrix", to work on where they are."""
         return DistributedMatrix(self, fitted)
@@ -439,18 +435,6 @@ class ServerNode:
         fixed = {client.client_id for client in plan.cohort if client.rank is not None or client.client_id in self.states.homes}
         handout = Handout(order, shares, self.placement.seconds_of(plan.cohort), fixed)
         return handout if handout.is_worth_it else None
-
-    async def _hand_out(self, handout: Handout, orders: Mapping[int, Fit], round: int) -> asyncio.Task[dict[int, FitReport]]:
-        """Give the ranks these orders, which are their first, and further ones as they report."""
-        def ask(rank: int, order: Fit) -> Awaitable[asyncio.Future[Answer]]:
-            return self.orders.ask_one(rank, order, self.host.fit)
-
-        async def train(rank: int, first: asyncio.Future[Answer]) -> Answer:
-            return await handout.train(rank, first, ask), None
-
-        begun = await self.orders.ask(orders, self.host.fit, round)
-        answers = {rank: asyncio.create_task(train(rank, first)) for rank, first in begun.items()}
-        return self.orders.await_reports(answers, FitReport, round)
 
     def _trace(self, reports: Mapping[int, FitReport] | Mapping[int, EvaluateReport]) -> None:
         if self.trace is not None:
