@@ -59,6 +59,7 @@ class Jobs:
         heapq.heappush(self._waiting, (job.urgency, job.number, job))
         self._results[job.number] = asyncio.get_running_loop().create_future()
         result = self._results[job.number]
+        result.add_done_callback(_look_at)
         self._hand_out()
         return result
 
@@ -134,3 +135,9 @@ class Jobs:
         if report.refused:
             raise UpdateError(report.refused)
         return Done(None if report.problem else out, report)
+
+
+def _look_at(result: asyncio.Future[Done]) -> None:
+    """An error that nobody waits for, since another one has ended the run, is not to be reported as lost."""
+    if not result.cancelled():
+        result.exception()
