@@ -17,6 +17,8 @@ import msgspec
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 #: Far more than a bell holds between two looks; what is left rings once more, which does no harm.
 _DRAIN_BYTES = 1 << 16
+#: What select takes: descriptors below it (FD_SETSIZE).
+_SELECTABLE = 1024
 
 
 class Location(msgspec.Struct, frozen=True, array_like=True):
@@ -72,8 +74,7 @@ class Bells:
 
     def wait(self, seconds: float | None) -> bool:
         """Sleep until somebody rings, or `seconds` have passed; whether somebody rang."""
-        # Not poll, whose shortest sleep is a millisecond.
-        if not select.select([self._ear], [], [], seconds)[0]:
+        if not _is_rung(self._ear, seconds):
             return False
         os.read(self._ear, _DRAIN_BYTES)
         return True
@@ -107,6 +108,14 @@ def _opened(location: Location) -> int | None:
         return descriptor
     os.close(descriptor)
     return None
+
+
+def _is_rung(ear: int, seconds: float | None) -> bool:
+    if ear < _SELECTABLE:
+        return bool(select.select([ear], [], [], seconds)[0])
+    poll = select.poll()  # which sleeps a millisecond at least
+    poll.register(ear, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else 1e3 * seconds))
 
 
 def _pull(rope: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -103,6 +105,19 @@ def test_survivors_keep_their_bells(world: list[Bells]) -> None:
     assert not world[1].wait(0)
     for bells in left:
         bells.close()
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3000, reason="this process may not open as many files")
+def test_a_process_with_thousands_of_open_files() -> None:
+    ear, rope = os.pipe()
+    bells = Bells(own=(fcntl.fcntl(ear, fcntl.F_DUPFD_CLOEXEC, 2000), rope))
+    os.close(ear)
+    assert not bells.wait(0)
+    assert not bells.wait(0.0005)
+    bells.ring()
+    assert bells.wait(None)
+    assert not bells.wait(0)
+    bells.close()
 
 
 def test_nothing_stays_open() -> None:
