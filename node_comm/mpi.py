@@ -226,7 +226,7 @@ class MPITransport(Transport):
     async def recv(self, source: int | None = None, into: Into = None) -> Received:
         if source is not None:
             self._check_rank(source)
-        arrival = await self._run(self._messages.receive_frame(source))
+        arrival = await self._run(self._messages.receive_frame(source), awaits_ring=True)
         header, description = arrival.frame.header, arrival.frame.description
         if description is None:
             return Received(arrival.source, header, None)
@@ -370,9 +370,10 @@ class MPITransport(Transport):
             return Disconnected(*translated.args)
         return translated
 
-    async def _run(self, operation: mpi_thread.Operation[Result], partners: Sequence[int] | None = ()) -> Result:
+    async def _run(self, operation: mpi_thread.Operation[Result], partners: Sequence[int] | None = (), *,
+                   awaits_ring: bool = False) -> Result:
         try:
-            return await self._thread.run(operation, partners)
+            return await self._thread.run(operation, partners, awaits_ring=awaits_ring)
         except Disconnected as error:
             self._thread.end(error)
             raise

@@ -29,7 +29,7 @@ Operation = Generator[Any, None, Result]
 NAP_SHARE = 1 / 16
 #: ...but never longer than this (seconds), so that a rank that waits for minutes still answers at once.
 LONGEST_NAP = 1e-3
-#: Where every other rank rings when it has done something, longer naps delay only what MPI does by itself.
+#: Longer naps delay nothing where every other rank rings, and nothing is under way that MPI needs to be called for.
 LONGEST_NAP_BY_BELL = 16e-3
 #: How long a thread that is asked to stop may take (seconds); it overruns only inside a blocking call of a dead world.
 STOP_SECONDS = 5.0
@@ -41,6 +41,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
     partners: Sequence[int] | None
+    awaits_ring: bool
     has_begun: bool = False
     has_ended: bool = False
 
@@ -96,16 +97,18 @@ class OperationThread:
         # A rank that ends without `stop` must not finalize MPI under the feet of this thread.
         atexit.register(self._stop_at_exit)
 
-    async def run(self, operation: Operation[Result], partners: Sequence[int] | None = ()) -> Result:
+    async def run(self, operation: Operation[Result], partners: Sequence[int] | None = (), *,
+                  awaits_ring: bool = False) -> Result:
         """Hand `operation` over and await its result. Cancelling the wait does not stop the operation.
 
         `partners` (None: all) are the ranks that are woken when it has begun, when a part of it is done, and when it ends.
+        `awaits_ring`: nothing happens to it before another rank has done something that rings.
         """
         if self._ended is not None:
             raise Disconnected(*self._ended.args)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._put(_Job(operation, loop, future, partners))
+        self._put(_Job(operation, loop, future, partners, awaits_ring))
         return await future
 
     def end(self, reason: Disconnected) -> None:
@@ -134,7 +137,8 @@ class OperationThread:
         last_change = time.monotonic()
         while True:
             waited = time.monotonic() - last_change
-            longest = LONGEST_NAP_BY_BELL if self._bells.is_rung_by_all else LONGEST_NAP
+            rests = self._bells.is_rung_by_all and all(job.awaits_ring for job in jobs)
+            longest = LONGEST_NAP_BY_BELL if rests else LONGEST_NAP
             has_changed = self._bells.wait(min(waited * NAP_SHARE, longest) if jobs else None)
             while self._inbox:
                 item = self._inbox.popleft()

@@ -13,7 +13,7 @@ import pytest
 
 from node_comm.bells import Bells
 from node_comm.errors import Disconnected
-from node_comm.mpi_thread import Operation, OperationThread
+from node_comm.mpi_thread import LONGEST_NAP, LONGEST_NAP_BY_BELL, Operation, OperationThread
 
 
 def unchanged(error: Exception) -> Exception:
@@ -165,6 +165,33 @@ def test_a_ring_makes_naps_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
     first, _, _, fourth, anew, *_ = naps
     assert fourth > first == anew
+
+
+@pytest.mark.parametrize("is_rung", [True, False])
+@pytest.mark.parametrize("others", [0, 1])
+def test_long_naps_are_for_what_a_ring_brings(monkeypatch: pytest.MonkeyPatch, is_rung: bool, others: int) -> None:
+    """By a clock that goes on by a second each time it is read: not where a transfer is under way beside it."""
+    naps: list[float] = []
+
+    class Rung(Bells):
+        def wait(self, seconds: float | None) -> bool:
+            if seconds is None:
+                return super().wait(None)
+            naps.append(seconds)
+            return super().wait(0)
+
+    async def main() -> None:
+        bells = Rung()
+        bells.is_rung_by_all = is_rung
+        thread = OperationThread("worker", unchanged, bells)
+        await asyncio.gather(thread.run(after(9, "a frame"), awaits_ring=True),
+                             *(thread.run(after(9, "a payload")) for _ in range(others)))
+        await thread.stop(Disconnected("the end"))
+
+    clock = itertools.count()
+    monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    asyncio.run(main())
+    assert max(naps) == (LONGEST_NAP_BY_BELL if is_rung and not others else LONGEST_NAP)
 
 
 def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
