@@ -16,6 +16,21 @@ from node_comm.errors import Disconnected
 from node_comm.mpi_thread import LONGEST_NAP, LONGEST_NAP_BY_BELL, Operation, OperationThread
 
 
+class Sleepless(Bells):
+    """Remembers how long each nap was to be, and takes none; somebody rings it in nap number `rung_at`."""
+
+    def __init__(self, rung_at: int = 0) -> None:
+        super().__init__()
+        self.naps: list[float] = []
+        self._rung_at = rung_at
+
+    def wait(self, seconds: float | None) -> bool:
+        if seconds is None:
+            return super().wait(None)
+        self.naps.append(seconds)
+        return super().wait(0) or len(self.naps) == self._rung_at
+
+
 def unchanged(error: Exception) -> Exception:
     return error
 
@@ -94,27 +109,20 @@ def test_a_cancelled_wait_does_not_disturb_the_thread() -> None:
 
 def test_naps_begin_anew_when_an_operation_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that goes on by a millisecond each time it is read: naps grow, and after True are as short as the first."""
-    naps: list[float] = []
-
-    class Quiet(Bells):
-        def wait(self, seconds: float | None) -> bool:
-            if seconds is None:
-                return super().wait(None)
-            naps.append(seconds)
-            return super().wait(0)
+    bells = Sleepless()
 
     def moving() -> Operation[None]:
         yield from (False, False, False, True, False, False)
 
     async def main() -> None:
-        thread = OperationThread("worker", unchanged, Quiet())
+        thread = OperationThread("worker", unchanged, bells)
         await thread.run(moving())
         await thread.stop(Disconnected("the end"))
 
     clock = itertools.count()
     monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock) * 1e-3))
     asyncio.run(main())
-    first, second, third, anew, *_ = naps
+    first, second, third, anew, *_ = bells.naps
     assert first < second < third
     assert anew == first
 
@@ -146,24 +154,17 @@ def test_partners_are_woken_when_something_has_been_done() -> None:
 
 def test_a_ring_makes_naps_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock as above: who was rung looks soon, and soon again, for what MPI may not show at once."""
-    naps: list[float] = []
-
-    class Rung(Bells):
-        def wait(self, seconds: float | None) -> bool:
-            if seconds is None:
-                return super().wait(None)
-            naps.append(seconds)
-            return super().wait(0) or len(naps) == 4
+    bells = Sleepless(rung_at=4)
 
     async def main() -> None:
-        thread = OperationThread("worker", unchanged, Rung())
+        thread = OperationThread("worker", unchanged, bells)
         await thread.run(after(6, "done"))
         await thread.stop(Disconnected("the end"))
 
     clock = itertools.count()
     monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock) * 1e-3))
     asyncio.run(main())
-    first, _, _, fourth, anew, *_ = naps
+    first, _, _, fourth, anew, *_ = bells.naps
     assert fourth > first == anew
 
 
@@ -171,18 +172,10 @@ def test_a_ring_makes_naps_short_again(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("others", [0, 1])
 def test_long_naps_are_for_what_a_ring_brings(monkeypatch: pytest.MonkeyPatch, is_rung: bool, others: int) -> None:
     """By a clock that goes on by a second each time it is read: not where a transfer is under way beside it."""
-    naps: list[float] = []
-
-    class Rung(Bells):
-        def wait(self, seconds: float | None) -> bool:
-            if seconds is None:
-                return super().wait(None)
-            naps.append(seconds)
-            return super().wait(0)
+    bells = Sleepless()
+    bells.is_rung_by_all = is_rung
 
     async def main() -> None:
-        bells = Rung()
-        bells.is_rung_by_all = is_rung
         thread = OperationThread("worker", unchanged, bells)
         await asyncio.gather(thread.run(after(9, "a frame"), awaits_ring=True),
                              *(thread.run(after(9, "a payload")) for _ in range(others)))
@@ -191,7 +184,7 @@ def test_long_naps_are_for_what_a_ring_brings(monkeypatch: pytest.MonkeyPatch, i
     clock = itertools.count()
     monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     asyncio.run(main())
-    assert max(naps) == (LONGEST_NAP_BY_BELL if is_rung and not others else LONGEST_NAP)
+    assert max(bells.naps) == (LONGEST_NAP_BY_BELL if is_rung and not others else LONGEST_NAP)
 
 
 def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
