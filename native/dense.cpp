@@ -42,7 +42,7 @@ double DenseNetwork::step(const float* x, std::size_t rows, const std::int64_t* 
         const float peak = *std::max_element(scores, scores + classes);
         float sum = 0.0f;
         for (std::size_t c = 0; c < classes; ++c) sum += slope[c] = std::exp(scores[c] - peak);
-        loss += std::log(sum) + peak - scores[label];
+        loss += std::log(sum) - (scores[label] - peak);  // in this order: a score near the peak loses nothing
         for (std::size_t c = 0; c < classes; ++c) slope[c] /= sum * static_cast<float>(count);
         slope[label] -= 1.0f / static_cast<float>(count);
     }

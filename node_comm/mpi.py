@@ -81,7 +81,7 @@ def connect(max_chunk_bytes: int = MAX_CHUNK_BYTES, *, share_memory: bool = True
     from node_comm.mpi_nodes import Nodes
 
     shared = Nodes.probe(comms[1], int(smallest[0]), pretended) if share_memory else None
-    return MPITransport(world, comms, int(smallest[0]), _bells(world, pretended is None), shared)
+    return MPITransport(world, comms, int(smallest[0]), _bells(world, rings=pretended is None), shared)
 
 
 def run(main: Callable[[MPITransport, *Arguments], Awaitable[Result]], *args: *Arguments) -> Result:
@@ -141,14 +141,14 @@ def _load_mpi() -> ModuleType:
     return MPI
 
 
-def _bells(world: MPI.Intracomm, is_one_machine: bool) -> Bells:
-    """This rank's bell, and those of the ranks that it can ring, which are on its machine; all ranks of `world` are here."""
+def _bells(world: MPI.Intracomm, rings: bool) -> Bells:
+    """This rank's bell, and those of the ranks that it can ring (on its machine, where it `rings`); all of `world` are here."""
     from mpi4py import MPI
 
     from node_comm.mpi_shared import gathered
 
     bells = Bells()
-    if is_one_machine:
+    if rings:
         locations = gathered(world, msgspec.msgpack.encode(bells.location()))
         reached = np.array([bells.reach([msgspec.msgpack.decode(each, type=Location | None) for each in locations])], np.int64)
         world.Allreduce(MPI.IN_PLACE, reached, MPI.MIN)

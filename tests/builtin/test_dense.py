@@ -88,6 +88,19 @@ def test_batches_are_taken_from_among_the_samples():
     assert_close(here, there)
 
 
+def test_the_loss_of_scores_that_are_large():
+    """Against float64: a confident network's loss is small, and what is left of large numbers must not be their rounding."""
+    module = network(6, 4)
+    with torch.no_grad():
+        module[0].weight.mul_(300)
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(2))
+    scores = module(x).detach().double()
+    y = scores.argmax(1)
+    wanted = functional.cross_entropy(scores, y).item()
+    assert scores.abs().max() > 100
+    assert step_of(steps_of(module), x, y, 0.0) == pytest.approx(wanted, rel=1e-5, abs=1e-9)
+
+
 def test_what_is_not_finite_stays_so():
     """A sample with NaN makes NaN of what it reaches, as in autograd, ReLU included; so it is found in the update."""
     here, there = network(6, 5, 4), network(6, 5, 4)
