@@ -15,8 +15,7 @@ from tests.system.algorithms import ALGORITHMS
 from tests.system.conftest import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
-WORLDS = {"serial": ("serial", None), "parallel": ("parallel", None), "mpirun -n 2": ("mpi", 2), "mpirun -n 3": ("mpi", 3),
-          "mpirun -n 5": ("mpi", 5)}
+WORLDS = {"serial": ("serial", None), "parallel": ("parallel", None), "mpirun -n 3": ("mpi", 3), "mpirun -n 5": ("mpi", 5)}
 
 
 @pytest.fixture(scope="module")
