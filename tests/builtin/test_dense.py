@@ -127,7 +127,8 @@ def test_what_is_no_sample_or_no_class_moves_nothing(batch, labels, words):
 
 @pytest.mark.parametrize(("x", "y"), [(torch.zeros(3, 5), torch.zeros(3)), (torch.zeros(3, 2, 6), torch.zeros(3)),
                                       (torch.zeros(3, 6, dtype=torch.float64), torch.zeros(3)),
-                                      (torch.zeros(3, 6), torch.zeros(3, 2)), (torch.zeros(0, 6), torch.zeros(0))])
+                                      (torch.zeros(3, 6), torch.zeros(3, 2)),
+                                      (torch.zeros(3, 6), torch.zeros(3, 1)), (torch.zeros(0, 6), torch.zeros(0))])
 def test_other_samples_are_left_to_autograd(x, y):
     assert steps_of(network(6, 5, 4)).session(x, y.long(), 0.1) is None
 
@@ -156,8 +157,10 @@ class Own(nn.Linear):
     lambda: nn.Sequential(Own(6, 4)), lambda: nn.Sequential(nn.Linear(6, 4)).double(),
     lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 4)),
     lambda: nn.Sequential(nn.Flatten(0), nn.Linear(6, 4)), lambda: nn.Sequential(nn.Linear(6, 1)),
+    lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(7, 4)),
 ], ids=["hook", "shared weights", "nothing", "no Sequential", "no ReLU", "Tanh", "no bias", "ReLU at the end", "own class",
-        "float64", "Dropout", "another Flatten", "one class"])
+        "float64", "Dropout", "another Flatten", "one class",
+        "layers that do not fit"])
 def test_other_networks_are_left_to_autograd(make):
     module = make()
     assert DenseSteps.find(module, list(module.parameters()), "cross_entropy") is None

@@ -41,7 +41,7 @@ class DefaultLearner(SteppedLearner):
     the gradient come after it.
 
     Networks of nothing but linear layers and ReLU (model.torch.mlp) are trained on the CPU in native steps, with and without
-    `compile`, where they are those of plain SGD: three times the pace of autograd, whose numbers they give but for rounding.
+    `compile`, where they are those of plain SGD: twice the pace of autograd, whose numbers they give but for rounding.
 
     `precision`: of the passes through a torch model in training, by torch.autocast; evaluation is in the model's own.
     `compile`: those passes as one function, by torch.compile: faster, from a first step on that takes seconds to minutes; the

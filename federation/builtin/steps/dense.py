@@ -7,6 +7,7 @@ the model's size, and its own time.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class DenseSteps:
             if any(tensor.dtype != torch.float32 or not tensor.is_contiguous() for tensor in part.parameters()):
                 return None
             layers.append(part)
+        if any(below.out_features != above.in_features for below, above in pairwise(layers)):
+            return None
         own = {id(tensor) for part in layers for tensor in part.parameters()}
         if own != {id(parameter) for parameter in trainable} or len(own) != 2 * len(layers):
             return None
@@ -59,7 +62,7 @@ class DenseSteps:
 
     def session(self, x: torch.Tensor, y: torch.Tensor, rate: float) -> DenseSession | None:
         """Training on these samples; None where they are not such as this network takes, which autograd then says."""
-        is_flat = x.ndim == 2 or self._flattens
+        is_flat = (x.ndim == 2 or self._flattens) and (y.ndim == 1 or self._target is np.float32)
         if not is_flat or x.dtype != torch.float32 or len(x) == 0 or x[0].numel() != self._inputs or y.numel() != len(x):
             return None
         torch.get_num_threads()  # so that this thread computes with as many as torch does
