@@ -88,7 +88,6 @@ class OpenServerNode(ServerNode):
     async def start(self) -> None:
         """See ServerNode."""
         await super().start()
-        self._orders = OpenOrders(super().orders.node, self.round_timeout)
         self._watching = asyncio.create_task(self._watch(), name=f"{self.node_id} watching")
 
     async def stop(self, reason: str = "the run is over") -> None:
@@ -172,6 +171,9 @@ class OpenServerNode(ServerNode):
             return None
 
     # -- how it is done ------------------------------------------------------------------------------------------
+
+    def _orders_over(self, node: Node) -> OpenOrders:
+        return OpenOrders(node, self.round_timeout)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         """See ServerNode. Who is absent has a problem."""

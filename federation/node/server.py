@@ -132,7 +132,7 @@ class ServerNode:
         if self._transport is None:
             self._transport = node_comm.connect(self._mode, name=self.node_id, serve=True)
         node = Node(self._transport, MESSAGES)
-        self._orders = Orders(node, self.round_timeout)
+        self._orders = self._orders_over(node)
         await node.start()
         self._listening = asyncio.create_task(self._listen(node), name=f"{self.node_id} listening")
 
@@ -383,6 +383,9 @@ class ServerNode:
         return self._transport is not None and self._transport.recoverable
 
     # -- how it is done ------------------------------------------------------------------------------------------
+
+    def _orders_over(self, node: Node) -> Orders:
+        return Orders(node, self.round_timeout)
 
     async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
         if self.states.moves(shares):
