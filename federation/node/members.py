@@ -70,12 +70,11 @@ class Members:
 
     async def register(self, node: Node, incoming: Incoming, hello: Hello) -> None:
         """A rank introduces itself. Raises FederationError, which it is told, too, where it cannot take part."""
-        differing = [f"{key}: {self._setup.get(key)!r} here, {value!r} there"
-                     for key, value in hello.setup.items() if self._setup.get(key) != value]
+        differing = self._differing(hello.setup)
         try:
             if differing:
                 raise FederationError(f"rank {incoming.source} ({hello.node_id}) differs from the server in "
-                                      f"{'; '.join(differing)}: start every rank from the same installation and file")
+                                      f"{differing}: start every rank from the same installation and file")
             for record in hello.clients:
                 self.clients.add(ClientProxy(record.client_id, record.num_samples, incoming.source))
         except FederationError as error:
@@ -83,6 +82,11 @@ class Members:
             raise
         self.ranks = sorted({*self.ranks, incoming.source})
         await self._welcome(node, incoming)
+
+    def _differing(self, setup: Mapping[str, str]) -> str:
+        """What is another in `setup` than here, in words."""
+        return "; ".join(f"{key}: {self._setup.get(key)!r} here, {value!r} there"
+                         for key, value in setup.items() if self._setup.get(key) != value)
 
     async def _welcome(self, node: Node, incoming: Incoming) -> None:
         await node.reply(incoming, Welcome(server_id=self._server_id))

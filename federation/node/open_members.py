@@ -84,10 +84,9 @@ class OpenMembers(Members):
         return super()._is_complete(node, count)
 
     def _check(self, rank: int, name: str, hello: Hello) -> None:
-        differing = [f"{key}: {self._setup[key]!r} here, {value!r} there" for key, value in hello.setup.items()
-                     if key in self._setup and self._setup[key] != value]
+        differing = self._differing({key: value for key, value in hello.setup.items() if key in self._setup})
         if differing:
-            raise FederationError(f"it differs from the server in {'; '.join(differing)}")
+            raise FederationError(f"it differs from the server in {differing}")
         if rank in self:
             raise FederationError("it introduces itself twice")
         here = [self.clients[index].client_id for index in range(len(self.clients))]

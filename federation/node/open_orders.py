@@ -13,9 +13,8 @@ import numpy as np
 from federation.core.metrics import MetricSum
 from federation.errors import FederationError
 from federation.node.compute import compute
-from federation.node.members import PATIENCE
 from federation.node.open_members import MOST_SAMPLES
-from federation.node.orders import Orders, expect
+from federation.node.orders import Orders, expect, say_who_is_late
 from federation.node.protocol import EvaluateReport, Fit, FitReport
 from node_comm import CommError, Timeout
 from node_comm.message import Message
@@ -67,13 +66,11 @@ class OpenOrders(Orders):
         async def work() -> None:
             reports[0] = await own
 
-        async def say_who_is_late() -> None:
-            while True:
-                await asyncio.sleep(PATIENCE)
-                missing = [star.name(rank) for rank in orders if rank not in reports and rank not in self.absent]
-                logger.info("round %d: waiting for %s", round, ", ".join(missing) or "this rank")
+        def late() -> str:
+            missing = [star.name(rank) for rank in orders if rank not in reports and rank not in self.absent]
+            return ", ".join(missing) or "this rank"
 
-        saying = asyncio.create_task(say_who_is_late())
+        saying = asyncio.create_task(say_who_is_late(round, late))
         try:
             await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))
         finally:

@@ -107,12 +107,7 @@ class Orders:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
                              for rank, answer in answers.items() if not answer.done())
 
-        async def say_who_is_late() -> None:
-            while True:
-                await asyncio.sleep(PATIENCE)
-                logger.info("round %d: waiting for %s", round, silent())
-
-        saying = asyncio.create_task(say_who_is_late())
+        saying = asyncio.create_task(say_who_is_late(round, silent))
         try:
             if before is not None:
                 await asyncio.wait({before})
@@ -130,6 +125,13 @@ class Orders:
     def _overdue(self, text: str, is_here: bool = False) -> Exception:
         """What to raise after that time; `is_here`: this very rank has not done its share."""
         return Disconnected(text) if self.node.transport.recoverable and not is_here else RoundError(text)
+
+
+async def say_who_is_late(round: int, late: Callable[[], str]) -> None:
+    """Say every 30 s who is waited for, until this is cancelled."""
+    while True:
+        await asyncio.sleep(PATIENCE)
+        logger.info("round %d: waiting for %s", round, late())
 
 
 def expect(message: Message, wanted: type[R]) -> R:
