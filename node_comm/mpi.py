@@ -44,11 +44,11 @@ Arguments = TypeVarTuple("Arguments")
 
 #: One MPI call moves at most so many bytes, well below the 2^31 - 1 that MPI's counts can hold.
 MAX_CHUNK_BYTES = 1 << 30
-#: For messages, for collectives and for leaving: of their own, so that none takes what belongs to another.
+#: For messages, for collectives and for the end: of their own, so that none takes what belongs to another.
 COMMUNICATORS = 3
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
-#: A rank that ends the job under ULFM waits so long (seconds) for the others to hear of it.
+#: A rank that ends the job waits so long (seconds) for its own thread, and under ULFM for the others to hear of it.
 END_SECONDS = 5.0
 
 _NOTHING = np.empty(0, np.uint8)
@@ -180,6 +180,7 @@ class MPITransport(Transport):
         from mpi4py import MPI
 
         from node_comm.mpi_collectives import Collectives
+        from node_comm.mpi_end import End
         from node_comm.mpi_messages import Messages
 
         self.rank = world.Get_rank()
@@ -206,7 +207,9 @@ class MPITransport(Transport):
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
         self._bells = bells
-        self._thread = OperationThread("node_comm MPI", self._as_comm_error, bells)
+        self._end = None if self.recoverable or self.size == 1 else End(exits)
+        listen = None if self._end is None else self._end.listen
+        self._thread = OperationThread("node_comm MPI", self._as_comm_error, bells, listen)
 
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
         from node_comm.mpi_messages import Frame
@@ -327,13 +330,18 @@ class MPITransport(Transport):
         return self._agreed
 
     def abort(self, status: int = 1) -> NoReturn:
-        """End the whole job at once, all ranks, with exit status `status` (1 to 125; anything else counts as 1)."""
+        """End the whole job, all ranks, with exit status `status` (1 to 125; anything else counts as 1).
+
+        At once, but for the moment in which the others are told; some seconds where one does not hear.
+        """
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone: the job must end anyway
                 stream.flush()
         status = status if 1 <= status <= 125 else 1
         if self.recoverable and (self._agreed is not None or self._end_together()):
             os._exit(status)
+        if self._end is not None and self._thread.stop_now(Disconnected("this rank ends the job"), END_SECONDS):
+            self._end.tell(status)
         self._world.Abort(status)
         raise SystemExit(status)  # Abort does not return
 

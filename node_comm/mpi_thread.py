@@ -3,7 +3,7 @@
 An *operation* is a generator: each `yield` means "not yet, look again later", its return value is the result. The
 thread steps all pending operations in turn. Between looks it naps by its bell, longer the longer nothing has happened: a
 new operation rings it, and so do the ranks of the machine when they have done their part of one. A thread with no operation
-sleeps for good. An operation of many parts yields True when one more has been done, so that the naps begin anew.
+sleeps until then. An operation of many parts yields True when one more has been done, so that the naps begin anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ NAP_SHARE = 1 / 16
 LONGEST_NAP = 1e-3
 #: Longer naps delay nothing where every other rank rings, and nothing is under way that MPI needs to be called for.
 LONGEST_NAP_BY_BELL = 16e-3
+#: A thread that has no operation calls `listen` so often (seconds).
+LISTENING_NAP = 50e-3
 #: How long a thread that is asked to stop may take (seconds); it overruns only inside a blocking call of a dead world.
 STOP_SECONDS = 5.0
 
@@ -83,12 +85,15 @@ def _settle(future: asyncio.Future[Any], result: object, error: Exception | None
 class OperationThread:
     """Runs operations in one thread, started here; `translate` turns what they raise into what callers get.
 
-    The thread sleeps by `bells`, which stay the caller's, who may close them when the thread has stopped.
+    The thread sleeps by `bells`, which stay the caller's, who may close them when the thread has stopped. It calls `listen`,
+    where there is one, whenever it looks after its operations, and now and then without any.
     """
 
-    def __init__(self, name: str, translate: Callable[[Exception], Exception], bells: Bells) -> None:
+    def __init__(self, name: str, translate: Callable[[Exception], Exception], bells: Bells,
+                 listen: Callable[[], None] | None = None) -> None:
         self._translate = translate
         self._bells = bells
+        self._listen = listen
         self._ended: Disconnected | None = None
         # Not a queue.SimpleQueue: its `get` with a short timeout can block for ever (CPython 3.11).
         self._inbox: deque[_Job | Disconnected] = deque()
@@ -119,14 +124,17 @@ class OperationThread:
 
     async def stop(self, reason: Disconnected) -> bool:
         """`end`, and wait until the thread has ended; False if it has not within STOP_SECONDS."""
+        return await asyncio.to_thread(self.stop_now, reason)
+
+    def stop_now(self, reason: Disconnected, seconds: float = STOP_SECONDS) -> bool:
+        """`stop`, which lets the event loop wait too, for `seconds`."""
         self.end(reason)
-        await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+        self._thread.join(seconds)
         atexit.unregister(self._stop_at_exit)
         return not self._thread.is_alive()
 
     def _stop_at_exit(self) -> None:
-        self.end(Disconnected("this process ends"))
-        self._thread.join(STOP_SECONDS)
+        self.stop_now(Disconnected("this process ends"))
 
     def _put(self, item: _Job | Disconnected) -> None:
         self._inbox.append(item)
@@ -139,7 +147,8 @@ class OperationThread:
             waited = time.monotonic() - last_change
             rests = self._bells.is_rung_by_all and all(job.awaits_ring for job in jobs)
             longest = LONGEST_NAP_BY_BELL if rests else LONGEST_NAP
-            has_changed = self._bells.wait(min(waited * NAP_SHARE, longest) if jobs else None)
+            idle = None if self._listen is None else LISTENING_NAP
+            has_changed = self._bells.wait(min(waited * NAP_SHARE, longest) if jobs else idle)
             while self._inbox:
                 item = self._inbox.popleft()
                 if isinstance(item, Disconnected):
@@ -147,6 +156,8 @@ class OperationThread:
                         job.cut_off(item)
                     return
                 jobs.append(item)
+            if self._listen is not None:
+                self._listen()
             for job in jobs:
                 if job.step(self._translate):
                     self._bells.ring_others(job.partners)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import os
 import signal
+import socket
+import stat
 import sys
 import time
+from collections.abc import Set
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +60,50 @@ async def fail(transport: MPITransport, how: str, *ranks: str) -> None:
                 raise SystemExit(int(how) if how.isdecimal() else how)
     await transport.barrier()
     await transport.recv()
+
+
+def connections() -> set[int]:
+    """This process's connected TCP sockets, by descriptor."""
+    found = set()
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # not connected, or the listing's own
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as copy:
+                    copy.getpeername()
+                    if copy.family in (socket.AF_INET, socket.AF_INET6):
+                        found.add(descriptor)
+    return found
+
+
+class SlowEnd:
+    """A communicator whose Abort closes this rank's connections long before the launcher hears of it."""
+
+    def __init__(self, comm: Any, launchers: Set[int]) -> None:
+        self._comm = comm
+        self._launchers = launchers
+
+    def Abort(self, status: int) -> None:
+        own = connections() - self._launchers
+        print(f"closing {len(own)} connections", flush=True)
+        for descriptor in own:
+            with socket.socket(fileno=os.dup(descriptor)) as copy:
+                copy.shutdown(socket.SHUT_RDWR)
+        time.sleep(0.5)
+        self._comm.Abort(status)
+
+
+async def end_slowly(launchers: Set[int], transport: MPITransport, status: str, rank: str) -> None:
+    """`rank` ends the job with `status`; the others wait for a message and in a collective, or have nothing to do with MPI."""
+    for each in range(transport.size):
+        await transport.broadcast(np.ones(10), each)
+    await transport.barrier()
+    pending = [] if transport.rank == 2 else [asyncio.create_task(transport.recv()), asyncio.create_task(transport.barrier())]
+    await asyncio.sleep(0.1)
+    if str(transport.rank) == rank:
+        transport._world = SlowEnd(transport._world, launchers)
+        transport.abort(int(status))
+    await asyncio.sleep(60)
+    await asyncio.gather(*pending)
 
 
 async def reductions(transport: MPITransport, times: str, count: str, root: str) -> None:
@@ -168,6 +218,10 @@ if __name__ == "__main__":
     match name:
         case "facing_sends":
             facing_sends(*arguments)
+        case "end_slowly":
+            from mpi4py import MPI  # noqa: F401
+
+            mpi.run(partial(end_slowly, connections()), *arguments)
         case "without_closing":
             asyncio.run(without_closing(mpi.connect()))
         case _:

@@ -92,6 +92,16 @@ def test_a_rank_that_exits_ends_the_job_with_its_status(status: int, n: int, ran
 
 
 @needs_mpi
+@pytest.mark.parametrize("rank", [0, 3])
+def test_one_rank_alone_ends_the_job(rank: int) -> None:
+    """S-HPC-04: that its connections are closed gives no other rank a reason to abort, with a status that may win."""
+    done = run_program(4, "end_slowly", "75", str(rank), extra=("--mca", "btl", "tcp,self"), timeout=30)
+    assert done.returncode == 75, report(done)
+    assert re.search("closing [1-9]", done.stdout), report(done)
+    assert "An error occurred" not in done.stderr, report(done)
+
+
+@needs_mpi
 def test_the_last_words_of_a_rank_that_exits_are_shown() -> None:
     """S-LIFE-01: sys.exit("a text") on one rank."""
     done = run_program(2, "fail", "these words", "1", timeout=30)
