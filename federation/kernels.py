@@ -98,11 +98,12 @@ class Places:
 
 
 def accumulate_model(total: np.ndarray, values: np.ndarray, start: np.ndarray, places: Places, factors: np.ndarray,
-                     limit: float = LIMB_LIMIT) -> bool:
+                     limit: float = LIMB_LIMIT, *, fresh: bool = False) -> bool:
     """`accumulate` every array of a model, with a factor of its own, in one call; all of them, or nothing.
 
-    total: int64[num_slots], written in place. values, start: uint8, the bytes of two models. factors: float64[count], finite.
-    Returns whether it was done: where `accumulate` would have left out anything, `total` is as it was.
+    total: int64[num_slots], written in place; where it is `fresh`, the places of the arrays count as zero and are not read.
+    values, start: uint8, the bytes of two models. factors: float64[count], finite.
+    Returns whether it was done: where `accumulate` would have left out anything, `total` is as it was, or fresh still.
     """
     for name, array, dtype, length in (("total", total, _INT64, places.num_slots), ("values", values, _UINT8, places.nbytes),
                                        ("start", start, _UINT8, places.nbytes), ("factors", factors, _FLOAT64, places.count)):
@@ -115,7 +116,7 @@ def accumulate_model(total: np.ndarray, values: np.ndarray, start: np.ndarray, p
         raise ValueError(f"factors must be {places.count} finite numbers, not {factors}")
     if not 0 <= limit <= LIMB_LIMIT:
         raise ValueError(f"limit must be from 0 to 2**61, not {limit}")
-    return bool(_native.accumulate_model(total, values, start, places.table, factors, float(limit)))
+    return bool(_native.accumulate_model(total, values, start, places.table, factors, float(limit), fresh))
 
 
 def accumulate_wide(limbs: Sequence[np.ndarray], values: np.ndarray, start: np.ndarray, factor: float) -> None:

@@ -92,7 +92,7 @@ template <class Bits> void bind(nb::module_& m, Dtype dtype, const std::string& 
            [dtype](const Vector<std::int64_t>& total, const In& values, const In& start, double factor, double limit) {
                const Findings found = run([&] {
                    return kernels_of(dtype).accumulate(total.data(), values.data(), start.data(), values.size(), factor,
-                                                       limit);
+                                                       limit, false);
                });
                return std::make_pair(found.peak, found.finite);
            },
@@ -145,19 +145,20 @@ struct Place {
     std::int64_t dtype, offset, slot, size;
 };
 
-// Accumulates every array of a model with a factor of its own, or none: false where something would be left out.
+// Accumulates every array of a model with a factor of its own, or none: false where something would be left out. A fresh
+// total counts as zero; where false is returned it holds anything, and is still fresh.
 bool accumulate_model(std::int64_t* total, const std::uint8_t* values, const std::uint8_t* start, const Place* places,
-                      std::size_t count, const double* factors, double limit) {
+                      std::size_t count, const double* factors, double limit, bool fresh) {
     const auto accumulate = [&](std::size_t i, double factor) {
         const Place& place = places[i];
         return kernels_of(static_cast<Dtype>(place.dtype))
             .accumulate(total + place.slot, values + place.offset, start + place.offset,
-                        static_cast<std::size_t>(place.size), factor, limit);
+                        static_cast<std::size_t>(place.size), factor, limit, fresh);
     };
     for (std::size_t i = 0; i < count; ++i) {
         const Findings found = accumulate(i, factors[i]);
         if (found.finite && found.peak <= limit) continue;
-        for (std::size_t done = 0; done <= i; ++done) accumulate(done, -factors[done]);
+        for (std::size_t done = 0; done <= i && !fresh; ++done) accumulate(done, -factors[done]);
         return false;
     }
     return true;
@@ -257,15 +258,15 @@ NB_MODULE(_native, m) {
     m.def("accumulate_model",
           [](const Vector<std::int64_t>& total, const Vector<const std::uint8_t>& values,
              const Vector<const std::uint8_t>& start, const Vector<const std::int64_t>& places,
-             const Vector<const double>& factors, double limit) {
+             const Vector<const double>& factors, double limit, bool fresh) {
               return run([&] {
                   return accumulate_model(total.data(), values.data(), start.data(),
                                           reinterpret_cast<const Place*>(places.data()), factors.size(), factors.data(),
-                                          limit);
+                                          limit, fresh);
               });
           },
           nb::arg("total").noconvert(), nb::arg("values").noconvert(), nb::arg("start").noconvert(),
-          nb::arg("places").noconvert(), nb::arg("factors").noconvert(), "limit"_a);
+          nb::arg("places").noconvert(), nb::arg("factors").noconvert(), "limit"_a, "fresh"_a);
 
     m.def("variants", [] {
         std::vector<std::string> names;

@@ -185,8 +185,8 @@ template <class T> Findings inspect(const void* values, const void* start, std::
     return findings;
 }
 
-template <class T> Findings accumulate(std::int64_t* total, const void* values, const void* start, std::size_t n,
-                                       double factor, double limit) {
+template <class T, bool fresh> Findings accumulate_to(std::int64_t* total, const void* values, const void* start,
+                                                      std::size_t n, double factor, double limit) {
     constexpr std::size_t block_size = 1024;
     double peak = 0.0;
     bool all_fit = true;
@@ -198,7 +198,7 @@ template <class T> Findings accumulate(std::int64_t* total, const void* values, 
             const double x = difference<T>(values, start, i) * factor;
             const std::int64_t size = bits_as<std::int64_t>(magnitude(x));
             peak_bits = size > peak_bits ? size : peak_bits;
-            store(total, i, load<std::uint64_t>(total, i) + quick_integer(x));
+            store(total, i, (fresh ? 0 : load<std::uint64_t>(total, i)) + quick_integer(x));
         }
         const double block_peak = bits_as<double>(peak_bits);
         if (!(block_peak <= limit && block_peak <= quick_limit)) {
@@ -212,6 +212,12 @@ template <class T> Findings accumulate(std::int64_t* total, const void* values, 
         peak = block_peak > peak ? block_peak : peak;
     }
     return all_fit ? Findings{peak, true} : inspect<T>(values, start, n, factor);
+}
+
+template <class T> Findings accumulate(std::int64_t* total, const void* values, const void* start, std::size_t n,
+                                       double factor, double limit, bool fresh) {
+    const auto pass = fresh ? accumulate_to<T, true> : accumulate_to<T, false>;
+    return pass(total, values, start, n, factor, limit);
 }
 
 template <class T> bool accumulate_wide(std::int64_t* const* limbs, std::size_t limb_count, const void* values,

@@ -32,9 +32,9 @@ constexpr double limb_limit = 2305843009213693952.0;  // 2^61
 // One set of kernels, compiled for one instruction set.
 struct Kernels {
     // total[i] += rint(x) with x = (values[i] - start[i]) * factor, where |x| <= limit; elsewhere nothing is added.
-    // The peak is over the elements whose value is finite.
+    // The peak is over the elements whose value is finite. A `fresh` total counts as zero, and is not read.
     using Accumulate = Findings (*)(std::int64_t* total, const void* values, const void* start, std::size_t n,
-                                    double factor, double limit);
+                                    double factor, double limit, bool fresh);
     // The same with |x| up to limb_limit * 2^(40 (limb_count - 1)), spread over limbs. All or nothing: returns false,
     // with the limbs as they were, where an element is larger or not finite.
     using AccumulateWide = bool (*)(std::int64_t* const* limbs, std::size_t limb_count, const void* values,

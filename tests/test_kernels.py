@@ -216,12 +216,16 @@ def models() -> tuple[Weights, Weights, np.ndarray, np.ndarray]:
     return values, start, factors, np.random.default_rng(3).integers(-(2**60), 2**60, MODEL.num_slots)
 
 
-def test_accumulate_model_adds_every_array_with_its_factor_and_touches_no_padding():
+@pytest.mark.parametrize("scale", [0, -30], ids=["large numbers", "small numbers"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_accumulate_model_adds_every_array_with_its_factor_and_touches_no_padding(fresh, scale):
     values, start, factors, total = models()
+    factors = np.ldexp(factors, scale)
     expected = total.copy()
     for index, where in enumerate(MODEL.value_slices):
-        expected[where] = expected_total(total[where], values[index], start[index], factors[index], 2.0**61)
-    assert kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors)
+        before = np.zeros_like(total[where]) if fresh else total[where]
+        expected[where] = expected_total(before, values[index], start[index], factors[index], 2.0**61)
+    assert kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors, fresh=fresh)
     assert total.tolist() == expected.tolist()
 
 
@@ -235,6 +239,7 @@ def test_accumulate_model_adds_nothing_where_one_value_of_one_array_does_not_fit
     assert not kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors)
     assert (total == before).all()
     assert total.any()
+    assert not kernels.accumulate_model(total, values.buffer, start.buffer, PLACES, factors, fresh=True)
 
 
 def test_accumulate_model_refuses_what_does_not_fit():

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,14 +53,12 @@ class Contribution(NamedTuple):
 class UpdateSum(ABC):
     """The weighted sum of one rank's updates in one round.
 
-    limbs: the vectors to be reduced over ranks by summation, each `layout.num_slots` long; they belong to this object.
     num_samples, divisor: sums of what the updates count for: the former for buffers and integers, the latter for
     parameters (with `counts_all_alike` for every array). count: number of updates.
-    Where the limbs are replaced by a sum over ranks, the caller sets both to the sums over ranks too.
+    Where `limbs` are replaced by a sum over ranks, the caller sets both to the sums over ranks too.
     """
 
     layout: Layout
-    limbs: list[np.ndarray]
     num_samples: int
     divisor: float
     count: int
@@ -77,13 +75,24 @@ class UpdateSum(ABC):
         self.layout = layout
         self._parameters = frozenset(layout.parameters)
         self._allocate = allocate or aligned_empty
-        self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those beyond `limbs` are zero
-        self.limbs = []
+        self._vectors: list[np.ndarray] = []  # all memory that was ever needed; those that are not in use are zero
+        self._in_use = 0
+        self._is_fresh = False  # the first vector stands for zeros, whatever it holds
         self.reset(start, total_samples, cohort_size)
 
-    def reset(self, start: Weights, total_samples: int | None = None, cohort_size: int | None = None) -> None:
+    @property
+    def limbs(self) -> list[np.ndarray]:
+        """The vectors to be reduced over ranks by summation, each `layout.num_slots` long; they belong to this object."""
+        if self._is_fresh:
+            self._vectors[0].fill(0)
+            self._is_fresh = False
+        return self._vectors[:self._in_use]
+
+    def reset(self, start: Weights, total_samples: int | None = None, cohort_size: int | None = None,
+              peaks: Sequence[float] | None = None) -> None:
         """Begin a new round, on the same memory; the numbers stay what they were unless given.
 
+        peaks: `start.peaks()`, where they are known already; the same on all ranks.
         Raises ValueError for another layout or numbers below 1, UpdateError where `start` is not finite.
         """
         if start.layout != self.layout:
@@ -93,11 +102,16 @@ class UpdateSum(ABC):
         if cohort_size is not None:
             self._cohort_size = _at_least_one("cohort_size", cohort_size)
         self._start = start
-        self._peaks = [_peak_of_start(name, array) for name, array in start.items()]
+        self._peaks = _peaks_of_start(self.layout.names, start.peaks() if peaks is None else peaks)
         self._log2_c = _log2_ceil(self._total_samples)
         self.num_samples = 0
         self.divisor = 0.0
         self.count = 0
+        for vector in self._vectors[1:self._in_use]:
+            vector.fill(0)
+        self._in_use = min(self._in_use, 1)
+        self._is_fresh = self._in_use > 0
+        self.ensure_limbs(1)
         self._begin()
 
     def add(self, client_id: str, weights: Arrays, num_samples: int, contribution: Contribution | None = None) -> None:
@@ -156,7 +170,7 @@ class UpdateSum(ABC):
 
     @abstractmethod
     def _begin(self) -> None:
-        """Set the limbs to zero for a new round."""
+        """Set the scale of a new round."""
 
     @abstractmethod
     def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
@@ -172,11 +186,11 @@ class UpdateSum(ABC):
 
     def _use_one_more(self, dtype: np.dtype) -> None:
         """Append a vector of zeros to `limbs`: one of an earlier round, or a new one."""
-        if len(self.limbs) == len(self._vectors):
+        if self._in_use == len(self._vectors):
             vector = self._allocate(self.layout.num_slots * dtype.itemsize).view(dtype)
             vector.fill(0)
             self._vectors.append(vector)
-        self.limbs.append(self._vectors[len(self.limbs)])
+        self._in_use += 1
 
 
 class ExactSum(UpdateSum):
@@ -186,14 +200,10 @@ class ExactSum(UpdateSum):
         """Have at least `count` limbs (1 to 5), so that all ranks reduce the same number; new ones are zero."""
         if not 0 <= count <= MAX_LIMBS:
             raise ValueError(f"an exact sum has 1 to {MAX_LIMBS} limbs, not {count}")
-        while len(self.limbs) < count:
+        while self._in_use < count:
             self._use_one_more(np.dtype(np.int64))
 
     def _begin(self) -> None:
-        for limb in self.limbs:
-            limb.fill(0)
-        del self.limbs[1:]
-        self.ensure_limbs(1)
         self._exponents = [_exponent(peak, dtype)
                            for peak, dtype in zip(self._peaks, self.layout.dtypes, strict=True)]
         self._shifts = np.array(self._exponents, np.int64) - self._log2_c
@@ -206,8 +216,10 @@ class ExactSum(UpdateSum):
                               [where.start for where in layout.value_slices])
 
     def _add_whole(self, weights: Weights, shares: list[float]) -> bool:
-        return kernels.accumulate_model(self.limbs[0], weights.buffer, self._start.buffer, self._places,
-                                        np.ldexp(shares, self._shifts), self._limit)
+        is_done = kernels.accumulate_model(self._vectors[0], weights.buffer, self._start.buffer, self._places,
+                                           np.ldexp(shares, self._shifts), self._limit, fresh=self._is_fresh)
+        self._is_fresh = self._is_fresh and not is_done
+        return is_done
 
     def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
         undo: list[Callable[[], object]] = []
@@ -277,11 +289,7 @@ class FloatSum(UpdateSum):
         """There is one vector, always."""
         if count > 1:
             raise ValueError(f"a floating-point sum has 1 vector, not {count}")
-
-    def _begin(self) -> None:
-        if self.limbs:
-            self.limbs[0].fill(0)
-        else:
+        if not self._in_use:
             self._use_one_more(self._dtype)
 
     def _add(self, client_id: str, given: list[np.ndarray], shares: list[float]) -> None:
@@ -293,6 +301,9 @@ class FloatSum(UpdateSum):
         for index, array in enumerate(arrays):
             difference = np.subtract(array.reshape(-1), self._start[index].reshape(-1), dtype=np.float64)
             kernels.axpy(self._part(index), difference, math.ldexp(shares[index], -self._log2_c))
+
+    def _begin(self) -> None:
+        """There is no scale."""
 
     def _mean_into(self, out: Weights) -> None:
         for index, (array, begun) in enumerate(zip(out, self._start, strict=True)):
@@ -341,13 +352,13 @@ def _log2_ceil(value: int) -> int:
     return (value - 1).bit_length()
 
 
-def _peak_of_start(name: str, array: np.ndarray) -> float:
-    found = kernels.examine(array)
-    if not found.finite:
-        raise UpdateError(f"the global weights hold NaN or infinity in {name!r}: nothing can be averaged from there")
-    if found.peak > MAX_START:
-        raise UpdateError(f"the global weights hold {found.peak:.3g} in {name!r}, beyond {MAX_START:.3g}")
-    return found.peak
+def _peaks_of_start(names: Sequence[str], peaks: Sequence[float]) -> Sequence[float]:
+    for name, peak in zip(names, peaks, strict=True):
+        if not math.isfinite(peak):
+            raise UpdateError(f"the global weights hold NaN or infinity in {name!r}: nothing can be averaged from there")
+        if peak > MAX_START:
+            raise UpdateError(f"the global weights hold {peak:.3g} in {name!r}, beyond {MAX_START:.3g}")
+    return peaks
 
 
 def _exponent(peak: float, dtype: np.dtype) -> int:

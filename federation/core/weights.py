@@ -313,7 +313,12 @@ class Weights(Sequence[np.ndarray]):
 
     def all_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
-        return all(kernels.all_finite(array) for array in self._arrays)
+        return all(math.isfinite(peak) for peak in self.peaks())
+
+    def peaks(self) -> list[float]:
+        """The largest magnitude in each array (0 in an empty one); infinity where a value is NaN or infinite."""
+        found = map(kernels.examine, self._arrays)
+        return [each.peak if each.finite else math.inf for each in found]
 
     def read_only(self) -> Weights:
         """The same memory, through arrays that cannot be written."""

@@ -65,11 +65,12 @@ class WeightsFollow(Message, frozen=True):
 class Fit(Message, frozen=True):
     """Train these clients, in this order, from the weights of the last broadcast.
 
-    `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum. `weighs` says
-    that the aggregator weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no
-    further client; those are in no report. With `goes_on`, these clients are trained beside those of the order before, of the
-    same round: sums and rows go on. With a `compression`, updates count as a receiver unpacks them; where they are to
-    be fetched `packed`, they are kept for that. A report that `brings` the rank's sum has it beside it, if that is one word.
+    `total_samples` and `cohort_size` are those of the whole cohort: they set the scale of the exact sum, with the `peaks` of
+    the weights in each array, which ranks look for themselves where they are not told. `weighs` says that the aggregator
+    weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no further client; those
+    are in no report. With `goes_on`, these clients are trained beside those of the order before, of the same round: sums
+    and rows go on. With a `compression`, updates count as a receiver unpacks them; where they are to be fetched `packed`,
+    they are kept for that. A report that `brings` the rank's sum has it beside it, if that is one word.
     """
 
     round: int
@@ -86,6 +87,7 @@ class Fit(Message, frozen=True):
     packed: bool = False
     brings: bool = False
     goes_on: bool = False
+    peaks: list[float] | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

@@ -25,6 +25,7 @@ class Plan:
 
     deadline: seconds after which ranks begin no further client; None: no limit. late: clients that were drawn beside
     the cohort and are too late by the virtual clock. virtual_seconds: what the round takes by it; None without one.
+    peaks: `peaks()` of the weights that it starts from, where they are known already.
     """
 
     round: int
@@ -38,6 +39,7 @@ class Plan:
     late: int = 0
     virtual_seconds: float | None = None
     compression: Compression = field(default_factory=Compression)
+    peaks: list[float] | None = None
 
     @property
     def total_samples(self) -> int:
@@ -50,7 +52,8 @@ class Plan:
         """What all ranks are told of it; which clients, each is told by itself. `packed`: updates are fetched packed."""
         return Fit(round=self.round, clients=[], config=dict(self.config), needs=self.needs, weighting=self.weighting,
                    weighs=self.weighs, reduction=self.reduction, cohort_size=len(self.cohort),
-                   total_samples=self.total_samples, deadline=self.deadline, compression=self.compression, packed=packed)
+                   total_samples=self.total_samples, deadline=self.deadline, compression=self.compression, packed=packed,
+                   peaks=self.peaks)
 
 
 @dataclass(frozen=True)

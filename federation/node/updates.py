@@ -59,7 +59,7 @@ class Updates:
                                  cohort_size=order.cohort_size, allocate=self._allocate)
             self._sum_kind = kind
         else:
-            self._sum.reset(start, total_samples=order.total_samples, cohort_size=order.cohort_size)
+            self._sum.reset(start, order.total_samples, order.cohort_size, order.peaks)
 
     def take(self, client_id: str, arrays: WeightsLike, num_samples: int, metrics: Mapping[str, Any],
              rest: np.ndarray | None) -> tuple[float, np.ndarray | None]:

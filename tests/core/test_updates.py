@@ -479,6 +479,36 @@ def test_reset_takes_new_weights_and_numbers():
     assert start[0][0] == np.float32(1e6 + 1.5)
 
 
+@every_reduction
+@pytest.mark.parametrize("first", ["a whole model", "arrays", "one that diverges", "one that is far away", "nothing"])
+def test_a_round_on_used_memory_begins_from_zero(reduction, first):
+    """Whatever comes first in it; with peaks that are told, or looked for."""
+    start = Weights.of({"w": np.linspace(-1, 1, 40, dtype=np.float32).reshape(4, 10), "b": np.ones(3, np.float32)})
+    near, far, bad = (start.copy() for _ in range(3))
+    near[0][1, 1], far[1][2], bad[1][1] = 1.25, 1e9, math.nan
+    used = sum_of(start, [(far, 3), (near, 2)], reduction)
+    new = make_sum(reduction, start.layout, start, total_samples=5, cohort_size=2)
+    used.reset(start, 5, 2, start.peaks())
+    for total in (used, new):
+        if first == "one that diverges":
+            with pytest.raises(Diverged):
+                total.add("client_0", bad, 3)
+        elif first != "nothing":
+            total.add("client_0", {"a whole model": near, "arrays": list(near), "one that is far away": far}[first], 3)
+        if first != "nothing":
+            total.add("client_1", near, 2)
+    assert [limb.tolist() for limb in used.limbs] == [limb.tolist() for limb in new.limbs]
+    assert any(limb.any() for limb in new.limbs) == (first != "nothing")
+
+
+def test_the_peaks_of_weights():
+    weights = Weights.of({"w": np.array([1, -2.5, 0], np.float32), "none": np.empty(0), "i": np.array([-7, 3])})
+    assert weights.peaks() == [2.5, 0.0, 7.0]
+    for bad in (math.nan, math.inf, -math.inf):
+        weights[0][2] = bad
+        assert weights.peaks() == [math.inf, 0.0, 7.0]
+
+
 def test_limbs_can_be_asked_for_and_change_nothing():
     start = Weights.of([np.array([0.3, -7.0], np.float32)])
     updates = [([np.array([0.1, 5.0], np.float32)], 3), ([np.array([0.7, -2.0], np.float32)], 4)]

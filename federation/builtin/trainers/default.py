@@ -7,6 +7,7 @@ without waiting for the others.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -56,6 +57,7 @@ class DefaultTrainer(Trainer):
         if self.config.concurrency is not None:
             raise ConfigError("trainer_config.concurrency: is for federated.trainer.async; rounds train cohort_size clients")
         self.weights, self._num_model = _begun(server, model, aggregator)
+        self._peaks: list[float] | None = None  # those of the weights
         self.round = 0
         self.seed = seed
         self.reduction = reduction
@@ -178,7 +180,7 @@ class DefaultTrainer(Trainer):
             config["metrics"] = list(aggregator.metrics_needed)
         return Plan(number, cohort.clients, config, aggregator.needs, mean.weighting if mean else "samples",
                     mean.weighs if mean else False, self.reduction, cohort.deadline, cohort.late,
-                    cohort.virtual_seconds, self._compression)
+                    cohort.virtual_seconds, self._compression, self._peaks)
 
     async def gather(self, fitted: Fitted) -> Weights | list[ClientUpdate]:
         """What the aggregator needs of the clients' updates: their mean, what it makes of the matrix, or every row."""
@@ -198,10 +200,11 @@ class DefaultTrainer(Trainer):
             self._spare.copy_from(aggregated, who="the aggregator")
         elif isinstance(self.aggregator, MeanAggregator):
             self.aggregator.step(self.weights, gathered, stats)
-        if not self._spare.all_finite():
+        peaks = self._spare.peaks()
+        if not all(map(math.isfinite, peaks)):
             raise RoundError(f"round {number}: {type(self.aggregator).__name__} returned NaN or infinity; the global "
                              "weights stay as they were")
-        self.weights, self._spare = self._spare, self.weights
+        self.weights, self._spare, self._peaks = self._spare, self.weights, peaks
         self.round = number
 
     def row(self, fitted: Fitted, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -279,6 +282,7 @@ class DefaultTrainer(Trainer):
         self.weights.head(self._num_model).copy_from(snapshot.weights, who="the checkpoint")
         if self._num_model < len(self.weights):
             self.weights.tail(self._num_model).copy_from(server.pop(SHARED), who="the checkpoint")
+        self._peaks = None
         self.aggregator.load(server)
         self.server.states.adopt(snapshot.clients)
         self.round = snapshot.round
