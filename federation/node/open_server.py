@@ -97,8 +97,9 @@ class OpenServerNode(ServerNode):
         self.members.admit()
         await super().stop(reason)
 
-    async def broadcast_weights(self, weights: WeightsLike, num_model: int | None = None) -> None:
-        """See ServerNode. Encoded once; who does not take it within `round_timeout` is lost. Newcomers are in from here on."""
+    async def begin_broadcast(self, weights: WeightsLike, num_model: int | None = None) -> None:
+        """See ServerNode. Encoded once, and done on return; who does not take it within `round_timeout` is lost. Newcomers are
+        in from here on."""
         if not isinstance(weights, Weights):
             weights = self._named(weights)
         num_model = len(weights) if num_model is None else num_model

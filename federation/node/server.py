@@ -9,7 +9,8 @@ It knows nothing of rounds as a whole; a trainer puts these verbs in order:
     await server.evaluate(round, ...)
 
 What ranks are ordered they do one after the other, so an order may go out before the reports of the one before are in:
-`begin_evaluation` returns once its orders are out, and a `fit` may follow; `begin_fit` does the same for those to train.
+`begin_evaluation` returns once its orders are out, and a `fit` may follow; `begin_fit` does the same for those to train,
+and `begin_broadcast` for the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -99,6 +100,7 @@ class ServerNode:
         self._listening: asyncio.Task[None] | None = None
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
+        self._moving: asyncio.Task[None] | None = None  # the weights, on their way
         #: Gets the spans of each rank, where a trace is wanted.
         self.trace: Callable[[int, Sequence[Span]], None] | None = None
         self.states = StateKeeper(self.host.states)
@@ -192,6 +194,11 @@ class ServerNode:
         `weights` are borrowed when they are a Weights: this rank's own clients read them where they are, so they
         must not change before the next broadcast.
         """
+        await self.begin_broadcast(weights, num_model)
+        await self.weights_arrived()
+
+    async def begin_broadcast(self, weights: WeightsLike, num_model: int | None = None) -> None:
+        """Do what `broadcast_weights` does, and return once orders may follow, which ranks obey with the new weights."""
         if not isinstance(weights, Weights):
             weights = self._named(weights)
         num_model = len(weights) if num_model is None else num_model
@@ -200,12 +207,27 @@ class ServerNode:
         if self.members.ranks:
             self.node.transport.seal()
             order = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model)
-            async with self.orders.deadline(self._round, "the broadcast of the weights"):
-                if self._goes_directly(weights.buffer.nbytes):
-                    await self.node.attend(self.tell(order, weights.buffer))
-                else:
+            sending: list[Coroutine[Any, Any, None]]
+            if self._goes_directly(weights.buffer.nbytes):
+                sending = [self.node.send(rank, order, weights.buffer) for rank in self.members.ranks]
+            else:
+                async with self.orders.deadline(self._round, "announcing the weights"):
                     await self.tell(order)
-                    await self.node.attend(self.node.transport.broadcast(weights.buffer, root=0))
+                sending = [self.node.transport.broadcast(weights.buffer, root=0)]
+            moving = asyncio.create_task(self._moved([asyncio.create_task(each) for each in sending]))
+            moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
+            self._moving = moving
+            await asyncio.sleep(0)  # all have begun: what is sent after them arrives after them
+
+    async def weights_arrived(self) -> None:
+        """Wait until every rank has the weights of `begin_broadcast`."""
+        moving, self._moving = self._moving, None
+        if moving is not None:
+            await moving
+
+    async def _moved(self, sending: Sequence[asyncio.Task[None]]) -> None:
+        async with self.orders.deadline(self._round, "the broadcast of the weights"):
+            await self.node.attend(asyncio.gather(*sending))
 
     async def fit(self, plan: Plan) -> Fitted:
         """Have the cohort trained where it is placed, or by a rank that is done early; returns when every rank has reported.
@@ -234,6 +256,7 @@ class ServerNode:
 
     async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
                        sums: Sequence[np.ndarray]) -> Fitted:
+        await self.weights_arrived()
         reports = await reporting
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)

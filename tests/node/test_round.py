@@ -275,6 +275,35 @@ def test_an_update_of_several_words_and_a_rank_without_clients():
     assert in_world({"w": f32(0)}, answers, program) == [(4, [2.0**89]), (1, [0.375]), (1, [0.75])]
 
 
+def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(direct_bytes, monkeypatch):
+    """Training may be ordered while the weights are on their way; nobody waits for that but who says so."""
+    verb = "send" if direct_bytes else "broadcast"
+    original, held, passed = getattr(MemoryTransport, verb), [], []
+
+    async def slow(self, *args, **kwargs):
+        await original(self, *args, **kwargs)
+        if self.rank == 0 and (verb == "broadcast" or args[2] is not None):
+            held.append(1)
+            await asyncio.sleep(0.05)  # the buffer is borrowed for as long
+            passed.append(1)
+
+    monkeypatch.setattr(MemoryTransport, verb, slow)
+    answers = {name: lambda start, context: ([start[0] + 1], 1) for name in "ab"}
+
+    async def program(server):
+        for number in range(1, 4):
+            await server.begin_broadcast(Weights.of({"w": f32(10 * number)}))
+            assert len(passed) < number * (2 if direct_bytes else 1)
+            fitted = await server.fit(Plan(number, server.get_connected_clients()))
+            assert len(held) == len(passed) == number * (2 if direct_bytes else 1)
+            mean = Weights.zeros(server.weights.layout)
+            await server.mean(fitted, out=mean)
+            assert mean["w"].tolist() == [10 * number + 1]
+        return True
+
+    assert in_world({"w": f32(0)}, answers, program)
+
+
 def test_one_order_one_broadcast_one_reduction_a_round(direct_bytes):
     """The operations of FedAvg, counted at the transport of rank 0 over five rounds and four ranks."""
     counted: dict[str, int] = {}

@@ -102,9 +102,12 @@ class DefaultTrainer(Trainer):
                 if states is not None:
                     self._client_states = number, states
             self._unrecorded = fitted
+            is_concluded_later = self._is_concluded_later(number)
             with self.timer.phase("broadcast"):
-                await self.server.broadcast_weights(self.weights, self._num_model)
-            if not self._is_concluded_later(number):
+                await self.server.begin_broadcast(self.weights, self._num_model)
+                if not is_concluded_later:
+                    await self.server.weights_arrived()
+            if not is_concluded_later:
                 await self._conclude(await self._evaluation())
         self.model.set_weights(self.weights.head(self._num_model))
 
