@@ -198,15 +198,19 @@ template <class T> void bind_columnwise(nb::module_& m, const std::string& name)
 class Network {
 public:
     using Weight = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-    using Samples = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+    using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
     Network(std::uintptr_t sgemm, std::vector<Weight> weights, std::vector<Vector<float>> biases)
         : weights_(std::move(weights)), biases_(std::move(biases)),
           network_(reinterpret_cast<Sgemm>(sgemm), layers(weights_, biases_)) {}  // NOLINT: an address from ctypes
 
+    // `rows` and `y` are as long.
     template <class Wanted>
-    double step(const Samples& x, const Vector<const Wanted>& y, const Vector<const std::int64_t>& batch, float rate) {
-        return run([&] { return network_.step(x.data(), x.shape(0), y.data(), batch.data(), batch.size(), rate); });
+    double step(const Rows& x, const Vector<const std::int64_t>& rows, const Vector<const Wanted>& y,
+                const Vector<const std::int64_t>& batch, float rate) {
+        return run([&] {
+            return network_.step({x.data(), x.shape(0), rows.data(), rows.size()}, y.data(), batch.data(), batch.size(), rate);
+        });
     }
 
 private:
@@ -229,10 +233,10 @@ NB_MODULE(_native, m) {
     nb::class_<Network>(m, "DenseNetwork")
         .def(nb::init<std::uintptr_t, std::vector<Network::Weight>, std::vector<Vector<float>>>(), "sgemm"_a,
              nb::arg("weights").noconvert(), nb::arg("biases").noconvert())
-        .def("classify", &Network::step<std::int64_t>, nb::arg("x").noconvert(), nb::arg("y").noconvert(),
-             nb::arg("batch").noconvert(), "rate"_a)
-        .def("regress", &Network::step<float>, nb::arg("x").noconvert(), nb::arg("y").noconvert(),
-             nb::arg("batch").noconvert(), "rate"_a);
+        .def("classify", &Network::step<std::int64_t>, nb::arg("x").noconvert(), nb::arg("rows").noconvert(),
+             nb::arg("y").noconvert(), nb::arg("batch").noconvert(), "rate"_a)
+        .def("regress", &Network::step<float>, nb::arg("x").noconvert(), nb::arg("rows").noconvert(),
+             nb::arg("y").noconvert(), nb::arg("batch").noconvert(), "rate"_a);
     bind<std::uint8_t>(m, Dtype::boolean, "bool");
     bind<std::int8_t>(m, Dtype::int8, "int8");
     bind<std::int16_t>(m, Dtype::int16, "int16");

@@ -10,11 +10,16 @@
 namespace federation {
 namespace {
 
-void check_rows(const std::int64_t* batch, std::size_t count, std::size_t rows) {
+void check_index(const char* what, std::int64_t index, std::size_t count) {
+    if (index < 0 || static_cast<std::size_t>(index) >= count) {
+        throw std::out_of_range("there is no " + std::string(what) + " " + std::to_string(index) + " among " + std::to_string(count));
+    }
+}
+
+void check_batch(const DenseNetwork::Samples& samples, const std::int64_t* batch, std::size_t count) {
     for (std::size_t i = 0; i < count; ++i) {
-        if (batch[i] < 0 || static_cast<std::size_t>(batch[i]) >= rows) {
-            throw std::out_of_range("there is no sample " + std::to_string(batch[i]) + " among " + std::to_string(rows));
-        }
+        check_index("sample", batch[i], samples.count);
+        check_index("row", samples.rows[batch[i]], samples.num_rows);
     }
 }
 
@@ -23,17 +28,17 @@ void check_rows(const std::int64_t* batch, std::size_t count, std::size_t rows) 
 DenseNetwork::DenseNetwork(Sgemm sgemm, std::vector<Layer> layers)
     : sgemm_(sgemm), layers_(std::move(layers)), values_(layers_.size() + 1), slopes_(layers_.size()) {}
 
-double DenseNetwork::step(const float* x, std::size_t rows, const std::int64_t* labels, const std::int64_t* batch,
-                          std::size_t count, float rate) {
+double DenseNetwork::step(const Samples& samples, const std::int64_t* labels, const std::int64_t* batch, std::size_t count,
+                          float rate) {
     const std::size_t classes = layers_.back().outputs;
-    check_rows(batch, count, rows);
+    check_batch(samples, batch, count);
     for (std::size_t i = 0; i < count; ++i) {
         const std::int64_t label = labels[batch[i]];
         if (label < 0 || static_cast<std::size_t>(label) >= classes) {
             throw std::out_of_range("the label " + std::to_string(label) + " is none of " + std::to_string(classes) + " classes");
         }
     }
-    forward(x, batch, count);
+    forward(samples, batch, count);
     double loss = 0.0;
     for (std::size_t i = 0; i < count; ++i) {
         const float* scores = values_.back().get() + i * classes;
@@ -50,10 +55,10 @@ double DenseNetwork::step(const float* x, std::size_t rows, const std::int64_t* 
     return loss / static_cast<double>(count);
 }
 
-double DenseNetwork::step(const float* x, std::size_t rows, const float* targets, const std::int64_t* batch,
-                          std::size_t count, float rate) {
-    check_rows(batch, count, rows);
-    forward(x, batch, count);
+double DenseNetwork::step(const Samples& samples, const float* targets, const std::int64_t* batch, std::size_t count,
+                          float rate) {
+    check_batch(samples, batch, count);
+    forward(samples, batch, count);
     double loss = 0.0;
     for (std::size_t i = 0; i < count; ++i) {
         const float error = values_.back()[i] - targets[batch[i]];
@@ -64,11 +69,12 @@ double DenseNetwork::step(const float* x, std::size_t rows, const float* targets
     return loss / static_cast<double>(count);
 }
 
-void DenseNetwork::forward(const float* x, const std::int64_t* batch, std::size_t count) {
+void DenseNetwork::forward(const Samples& samples, const std::int64_t* batch, std::size_t count) {
     reserve(count);
     const std::size_t width = layers_.front().inputs;
     for (std::size_t i = 0; i < count; ++i) {
-        std::memcpy(values_.front().get() + i * width, x + static_cast<std::size_t>(batch[i]) * width, width * sizeof(float));
+        const auto row = static_cast<std::size_t>(samples.rows[batch[i]]);
+        std::memcpy(values_.front().get() + i * width, samples.x + row * width, width * sizeof(float));
     }
     for (std::size_t index = 0; index < layers_.size(); ++index) {
         const Layer& layer = layers_[index];

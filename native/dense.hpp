@@ -32,15 +32,21 @@ public:
     DenseNetwork(const DenseNetwork&) = delete;
     DenseNetwork& operator=(const DenseNetwork&) = delete;
 
-    // One step down the mean loss of `count` samples (at least one): the rows `batch` of `x`, which is rows x inputs in C
-    // order. Returns the loss before it. std::out_of_range, with nothing moved, for an index that is none.
+    // `count` samples, of which sample i is row `rows[i]` of `x`; that has `num_rows` rows of inputs, in C order.
+    struct Samples {
+        const float* x;
+        std::size_t num_rows;
+        const std::int64_t* rows;
+        std::size_t count;
+    };
+
+    // One step down the mean loss of the `count` samples (at least one) with the indices `batch`. Returns the loss before it.
+    // std::out_of_range, with nothing moved, for an index that is none.
     //
-    // Cross entropy of classes: `labels` of all rows, each 0 to outputs - 1.
-    double step(const float* x, std::size_t rows, const std::int64_t* labels, const std::int64_t* batch, std::size_t count,
-                float rate);
-    // The mean square of errors: `targets` of all rows; the network has one output.
-    double step(const float* x, std::size_t rows, const float* targets, const std::int64_t* batch, std::size_t count,
-                float rate);
+    // Cross entropy of classes: `labels` of all samples, each 0 to outputs - 1.
+    double step(const Samples& samples, const std::int64_t* labels, const std::int64_t* batch, std::size_t count, float rate);
+    // The mean square of errors: `targets` of all samples; the network has one output.
+    double step(const Samples& samples, const float* targets, const std::int64_t* batch, std::size_t count, float rate);
 
 private:
     static constexpr std::align_val_t alignment{64};
@@ -51,7 +57,7 @@ private:
     static Buffer aligned(std::size_t size);
 
     void reserve(std::size_t count);
-    void forward(const float* x, const std::int64_t* batch, std::size_t count);
+    void forward(const Samples& samples, const std::int64_t* batch, std::size_t count);
     void backward(std::size_t count, float rate);
     void product(const char* transa, const char* transb, std::size_t m, std::size_t n, std::size_t k, float alpha,
                  const float* a, std::size_t lda, const float* b, std::size_t ldb, float beta, float* c) const;

@@ -20,10 +20,15 @@ def aligned_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
     return aligned_empty(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
 
 
+def lies_right(array: np.ndarray, dtype: npt.DTypeLike) -> bool:
+    """Whether `array` is of `dtype`, C-ordered and aligned."""
+    return bool(array.dtype == dtype and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0)
+
+
 def aligned(array: np.ndarray, dtype: npt.DTypeLike) -> np.ndarray:
     """`array` as `dtype`, C-ordered and aligned: itself where it is so already, else a copy."""
     dtype = np.dtype(dtype)
-    if array.dtype == dtype and array.flags.c_contiguous and array.ctypes.data % ALIGNMENT == 0:
+    if lies_right(array, dtype):
         return array
     copy = aligned_array(array.shape, dtype)
     np.copyto(copy, array, casting="unsafe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,30 +21,58 @@ class ClientData:
     `x`: float32[n, ...]; `y`: int64[n] class labels, or float32[n] regression targets; arrays of other real dtypes are
     converted. All are C-ordered and 64-byte aligned; an array that was given so is kept, others are copied.
     `num_classes` is that of the whole task, of which this client may have seen only a part; None for regression.
+    `rows` (int64, all within range): the samples to train on are these rows of `x` and `y`, which are read only; they are
+    copied when somebody looks at `x`.
 
     Raises DataError for shapes that do not fit.
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray, x_test: np.ndarray | None = None,
                  y_test: np.ndarray | None = None, num_classes: int | None = None,
-                 x_validation: np.ndarray | None = None, y_validation: np.ndarray | None = None) -> None:
+                 x_validation: np.ndarray | None = None, y_validation: np.ndarray | None = None, *,
+                 rows: np.ndarray | None = None) -> None:
         if num_classes is not None and not is_count(num_classes):
             raise DataError(f"num_classes: {num_classes!r} is not a whole number of at least 1, or None for regression")
-        self.x, self.y = _pair(x, y, "x", "y")
+        x, y = _pair(x, y, "x", "y")
+        self._stored = x, rows
+        self.y = y if rows is None else aligned_rows(y, rows)
         self.x_test, self.y_test = self._evaluation(x_test, y_test, "test")
         self.x_validation, self.y_validation = self._evaluation(x_validation, y_validation, "validation")
         self.num_classes = num_classes
 
+    @property
+    def x(self) -> np.ndarray:
+        """The training samples."""
+        array, rows = self._stored
+        if rows is not None:
+            array = aligned_rows(array, rows)
+            self._stored = array, None
+        return array
+
+    @x.setter
+    def x(self, array: np.ndarray) -> None:
+        self._stored = array, None
+
+    @property
+    def stored(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where x lies: an array, which is not to be written, and which of its rows it is (None: all)."""
+        return self._stored
+
     def _evaluation(self, x: np.ndarray | None, y: np.ndarray | None, part: str) -> tuple[np.ndarray, np.ndarray]:
         if x is None and y is None:
-            return np.empty((0, *self.x.shape[1:]), np.float32), np.empty(0, self.y.dtype)
+            return np.empty((0, *self.sample_shape), np.float32), np.empty(0, self.y.dtype)
         if x is None or y is None:
             raise DataError(f"x_{part} and y_{part} go together: give both or neither")
         x, y = _pair(x, y, f"x_{part}", f"y_{part}")
-        if x.shape[1:] != self.x.shape[1:]:
+        if x.shape[1:] != self.sample_shape:
             raise DataError(f"a sample of x_{part} has the shape {list(x.shape[1:])}; expected "
-                            f"{list(self.x.shape[1:])}, as in x")
+                            f"{list(self.sample_shape)}, as in x")
         return x, y
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """That of one sample of x."""
+        return self._stored[0].shape[1:]
 
     def get_num_samples(self) -> int:
         """Training samples."""
@@ -76,7 +105,10 @@ class ClientData:
 
     def measured_on_validation(self) -> ClientData:
         """The same client with its validation samples in the place of its test samples. Arrays are shared."""
-        return ClientData(self.x, self.y, self.x_validation, self.y_validation, self.num_classes)
+        other = copy.copy(self)
+        other.x_test, other.y_test = self.x_validation, self.y_validation
+        other.x_validation, other.y_validation = self._evaluation(None, None, "validation")
+        return other
 
 
 class Batches:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from federation.core.random import stream
+from federation.data.aligned import lies_right
 from federation.data.client_data import ClientData
 from federation.data.dataset import Dataset
 from federation.data.draws import shuffled
@@ -63,6 +64,12 @@ class DataManager:
         self.test_partition = test_partition
         self._transforms = transforms or Transforms(dataset.input_shape, scale=dataset.scale)
         self._seed = seed
+        x, y = dataset.samples("train")
+        # Samples that are in memory as clients are to have them: whoever trains may take them from there.
+        self._as_they_are: tuple[np.ndarray, np.ndarray] | None = None
+        if isinstance(x, np.ndarray) and isinstance(y, np.ndarray) and not self._transforms.changes_training \
+                and lies_right(x, np.float32) and lies_right(y, np.float32 if y.dtype.kind == "f" else np.int64):
+            self._as_they_are = x, y
         sizes, which = np.unique(partition.sizes, return_inverse=True)
         kept = np.array([[math.floor(share * int(size)) for size in sizes] for share in (test, validation)], np.int64)
         self._own_test_sizes: np.ndarray = kept[0, which]
@@ -94,7 +101,7 @@ class DataManager:
         return len(self.dataset.samples("validation")[1]) > 0 or bool(self._validation_sizes.any())
 
     def client(self, index: int, round: int = 0) -> ClientData:
-        """The data of client `index`; a new copy. `round` keys its random transforms."""
+        """The data of client `index`; a new copy, made when it is looked at. `round` keys its random transforms."""
         samples = self.partition.client(index)
         sizes = int(self._own_test_sizes[index]), int(self._validation_sizes[index])
         test = validation = _NONE
@@ -115,8 +122,11 @@ class DataManager:
             tested = transforms.evaluate(take(x_test, test), index), take(y_test, test)
         if len(validation):
             validated = transforms.evaluate(take(x, validation), index, "validation"), take(y, validation)
-        return ClientData(transforms.train(take(x, samples), index, round), take(y, samples), *tested,
-                          self.dataset.num_classes, *validated)
+        if self._as_they_are is not None:
+            (own_x, own_y), rows = self._as_they_are, samples
+        else:
+            own_x, own_y, rows = transforms.train(take(x, samples), index, round), take(y, samples), None
+        return ClientData(own_x, own_y, *tested, self.dataset.num_classes, *validated, rows=rows)
 
     def shards(self, part: Part, shard_size: int = SHARD_SIZE) -> list[range]:
         """The samples of the global set `part` in each shard; the last may be smaller, and there may be none."""

@@ -58,6 +58,12 @@ class Transforms:
         self._is_centred, self._is_divided = bool(self._mean.any()), bool((self._std != 1).any())
         self._num_clients, self._seed = num_clients, seed
 
+    @property
+    def changes_training(self) -> bool:
+        """Whether `train` gives anything but what it is given (in float32)."""
+        return bool(self._scale != 1 or self._crop or self._flip or self._noise or self._rotations > 1 or self._is_centred
+                    or self._is_divided)
+
     def train(self, x: np.ndarray, client: int, round: int) -> np.ndarray:
         """The training samples of `client` in `round`; `x` is the caller's no longer. Aligned."""
         return self._normalised(self._augmented(self._skewed(self._scaled(x), client, "train"), client, round))

@@ -16,6 +16,7 @@ from federation.builtin.models.torch_model import TorchModel
 from federation.builtin.steps.dense import DenseSteps
 from federation.builtin.steps.torch_blas import sgemm
 from federation.core.learner import Context
+from federation.data.client_data import ClientData
 from federation.errors import ConfigError
 from tests.builtin.torch_parts import make_data
 
@@ -36,7 +37,7 @@ def steps_of(module: nn.Module, kind: str = "cross_entropy") -> DenseSteps:
 
 def step_of(steps: DenseSteps, x: torch.Tensor, y: torch.Tensor, rate: float) -> float:
     """A step on all of these samples; the loss before it."""
-    session = steps.session(x, y, rate)
+    session = steps.session(x.numpy(), y.numpy(), rate)
     assert session is not None
     session.step(np.arange(len(y)))
     assert session.num_steps == 1
@@ -79,7 +80,7 @@ def test_batches_are_taken_from_among_the_samples():
     """In any order, and some twice; labels of few bits as well."""
     here, there = network(6, 5, 4), network(6, 5, 4)
     x, y = torch.linspace(-1, 1, 60).reshape(10, 6), (torch.arange(10) % 4).to(torch.uint8)
-    session = steps_of(here).session(x, y, 0.5)
+    session = steps_of(here).session(x.numpy(), y.numpy(), 0.5)
     losses = []
     for batch in ([3, 1, 9], [0, 0, 5, 9], [7]):
         session.step(np.array(batch))
@@ -119,7 +120,7 @@ def test_what_is_not_finite_stays_so():
 def test_what_is_no_sample_or_no_class_moves_nothing(batch, labels, words):
     module = network(6, 5, 4)
     before = [parameter.detach().clone() for parameter in module.parameters()]
-    session = steps_of(module).session(torch.ones(3, 6), torch.tensor(labels), 0.1)
+    session = steps_of(module).session(np.ones((3, 6), np.float32), np.array(labels), 0.1)
     with pytest.raises(IndexError, match=words):
         session.step(np.array(batch))
     assert all((one == other).all() for one, other in zip(module.parameters(), before, strict=True))
@@ -130,7 +131,7 @@ def test_what_is_no_sample_or_no_class_moves_nothing(batch, labels, words):
                                       (torch.zeros(3, 6), torch.zeros(3, 2)),
                                       (torch.zeros(3, 6), torch.zeros(3, 1)), (torch.zeros(0, 6), torch.zeros(0))])
 def test_other_samples_are_left_to_autograd(x, y):
-    assert steps_of(network(6, 5, 4)).session(x, y.long(), 0.1) is None
+    assert steps_of(network(6, 5, 4)).session(x.numpy(), y.long().numpy(), 0.1) is None
 
 
 def hooked() -> nn.Module:
@@ -190,6 +191,32 @@ def test_when_a_learner_takes_them(monkeypatch, settings, written_out, compiled)
     assert len(taken) == (3 if written_out else 0)
     assert not (result.weights.buffer == start.buffer).all()
     assert result.metrics["train_loss"] == pytest.approx(1.4, abs=0.3)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_samples_are_taken_from_where_they_lie(outputs):
+    """No copy of them is made, and the bits are those of one."""
+    given = make_data(50)
+    y = given.y if outputs > 1 else given.y.astype(np.float32)
+    rows = np.arange(49, 9, -2)
+    lying, copied = ClientData(given.x, y, rows=rows), ClientData(given.x[rows], y[rows])
+    found = []
+    for data in (lying, copied):
+        learner = DefaultLearner(TorchModel(network(6, 5, outputs), (6,), 4), batch_size=8, local_epochs=2)
+        learner.bind(data, Context())
+        result = learner.fit({})
+        found.append((result.weights.sha256(), result.num_samples, result.metrics))
+    assert found[0] == found[1]
+    assert lying.stored[0] is given.x
+
+
+def test_rows_that_are_not_there_move_nothing():
+    module = network(6, 5, 4)
+    session = steps_of(module).session(np.ones((3, 6), np.float32), np.array([0, 1]), 0.1, np.array([2, 3]))
+    before = module[0].bias.detach().clone()
+    with pytest.raises(IndexError, match="no row 3 among 3"):
+        session.step(np.array([0, 1]))
+    assert (module[0].bias == before).all()
 
 
 def test_a_batch_of_another_size_has_steps_as_well():

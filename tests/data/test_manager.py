@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
 from federation.data.partitioner import dirichlet, iid
+from federation.data.transforms import Transforms
 from federation.errors import DataError
 
 
@@ -157,6 +159,33 @@ def test_clients_keep_validation_samples_apart() -> None:
         assert (ids(measured.x), ids(measured.x_test)) == (ids(data.x), ids(data.x_validation))
     assert manager.has_validation
     assert not only_test.has_validation
+
+
+def test_samples_to_train_on_are_copied_when_somebody_looks_at_them() -> None:
+    """Until then they are rows of the data set; what a learner does to its copy stays there."""
+    dataset = numbered(100)
+    manager = DataManager(dataset, iid(dataset.y_train, 4, 0), 0.2, client_validation_fraction=0.1)
+    data = manager.client(3)
+    array, rows = data.stored
+    assert np.shares_memory(array, dataset.x_train)
+    assert rows is not None
+    assert ids(array[rows]) == [n for x, _ in data.get_train_loader(7) for n in ids(x)]
+    assert data.stored == (data.x, None)
+    data.x[:], data.y[:] = -1, 9
+    assert dataset.x_train.min() >= 0
+    assert manager.client(3).y.tolist() == [n % 10 for n in ids(manager.client(3).x)]
+    data.x = np.zeros((5, 4), np.float32)
+    assert data.stored[0] is data.x
+
+
+@pytest.mark.parametrize("setting", [{"scale": 0.5}, {"crop": 1}, {"flip": True}, {"mean": 0.5}, {"std": 2.0}, {"noise": 0.1},
+                                     {"rotations": 4}])
+def test_samples_that_change_on_their_way_are_copied_at_once(setting: dict[str, Any]) -> None:
+    x = np.ones((8, 3, 4, 4), np.float32)
+    images = Dataset(x, np.arange(8) % 2, x[:2], np.arange(2), 2, "ones")
+    manager = DataManager(images, iid(images.y_train, 2, 0), transforms=Transforms((3, 4, 4), num_clients=2, **setting))
+    assert manager.client(1).stored[1] is None
+    assert DataManager(images, iid(images.y_train, 2, 0), transforms=Transforms((3, 4, 4))).client(1).stored[1] is not None
 
 
 @pytest.mark.parametrize(("test", "validation"), [(0.5, 0.5), (0.9, 0.2)])

@@ -60,31 +60,33 @@ class DenseSteps:
             return None
         return cls(layers, product, flattens, kind)
 
-    def session(self, x: torch.Tensor, y: torch.Tensor, rate: float) -> DenseSession | None:
-        """Training on these samples; None where they are not such as this network takes, which autograd then says."""
+    def session(self, x: np.ndarray, y: np.ndarray, rate: float, rows: np.ndarray | None = None) -> DenseSession | None:
+        """Training on samples with the targets `y` that are the `rows` (int64; None: all) of `x`; None where they are not such as
+        this network takes, which autograd then says."""
+        rows = np.arange(len(x)) if rows is None else rows
         is_flat = (x.ndim == 2 or self._flattens) and (y.ndim == 1 or self._target is np.float32)
-        if not is_flat or x.dtype != torch.float32 or len(x) == 0 or x[0].numel() != self._inputs or y.numel() != len(x):
+        if not is_flat or x.dtype != np.float32 or len(x) == 0 or x[0].size != self._inputs or y.size != len(rows):
             return None
         torch.get_num_threads()  # so that this thread computes with as many as torch does
-        samples = x.reshape(len(x), self._inputs).numpy()
-        return DenseSession(self, samples, y.reshape(-1).numpy().astype(self._target, copy=False), rate)
+        samples = np.ascontiguousarray(x.reshape(len(x), self._inputs))
+        return DenseSession(self, samples, rows, np.ascontiguousarray(y.reshape(-1), self._target), rate)
 
-    def step(self, x: np.ndarray, y: np.ndarray, batch: np.ndarray, rate: float) -> float:
+    def step(self, x: np.ndarray, rows: np.ndarray, y: np.ndarray, batch: np.ndarray, rate: float) -> float:
         """One step down the mean loss of the samples `batch` (int64, at least one); returns the loss before it.
 
-        `x` is (samples, inputs) in float32, `y` (samples) in int64, or float32 for the loss mse, all in C order. Raises IndexError,
-        with nothing moved, where there is no such sample, or a label is no class.
+        Samples are the `rows` (int64) of `x` (any number, inputs), in float32; `y` (samples) is int64, or float32 for the loss
+        mse; all in C order. Raises IndexError, with nothing moved, where there is no such sample, or a label is no class.
         """
-        loss: float = self._step(x, y, batch, rate)
+        loss: float = self._step(x, rows, y, batch, rate)
         return loss
 
 
 class DenseSession:
     """One client's training by DenseSteps; see Session."""
 
-    def __init__(self, steps: DenseSteps, x: np.ndarray, y: np.ndarray, rate: float) -> None:
+    def __init__(self, steps: DenseSteps, x: np.ndarray, rows: np.ndarray, y: np.ndarray, rate: float) -> None:
         self._steps = steps
-        self._x, self._y = x, y
+        self._x, self._rows, self._y = x, rows, y
         self._rate = rate
         self.num_steps = 0
         self._loss = 0.0
@@ -92,7 +94,7 @@ class DenseSession:
 
     def step(self, batch: np.ndarray) -> None:
         """See Session."""
-        self._loss += len(batch) * self._steps.step(self._x, self._y, batch, self._rate)
+        self._loss += len(batch) * self._steps.step(self._x, self._rows, self._y, batch, self._rate)
         self.num_steps += 1
         self._count += len(batch)
 

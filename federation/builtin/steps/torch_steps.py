@@ -55,8 +55,8 @@ class TorchSteps:
         """See Steps. Tried once for each shape of sample: BatchNorm2d, say, can do with one large enough image."""
         if not self._normalises:
             return 1
-        shape = data.x.shape[1:]
-        if shape not in self._smallest and len(data.x):
+        shape = data.stored[0].shape[1:]
+        if shape not in self._smallest and len(data.y):
             self._smallest[shape] = 1 if self._trains_on_one(data.x[:1]) else 2
         return self._smallest.get(shape, 2)
 
@@ -115,12 +115,14 @@ class TorchSteps:
                  correction: Correction | None, momentum: Mapping[str, np.ndarray] | None) -> Iterator[Session]:
         self._find_parameters(module)
         kind = settings.loss_for(data.y)
-        samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
         dense = self._dense_steps(module, settings, kind) if correction is None and device.type == "cpu" else None
-        quick = None if dense is None else dense.session(samples, targets, settings.client_lr)
-        if quick is not None:  # in training or not, such a network does the same, and nothing at random
-            yield quick
-            return
+        if dense is not None:
+            x, rows = data.stored
+            quick = dense.session(x, data.y, settings.client_lr, rows)
+            if quick is not None:  # in training or not, such a network does the same, and nothing at random
+                yield quick
+                return
+        samples, targets = self._inputs(data.x).to(device), as_tensor(data.y).to(device)
         module.train()  # also where it is in training itself: a part of it may not be
         optimizer = self._optimizer(settings.optimizer)
         optimizer.begin(settings)
