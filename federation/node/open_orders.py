@@ -43,8 +43,8 @@ class OpenOrders(Orders):
         there; this rank may be at work still."""
         others = {rank: order for rank, order in orders.items() if rank and order.clients}  # type: ignore[attr-defined]
         own = asyncio.create_task(compute(here, orders[0]))
-        self._reporting = asyncio.create_task(self._answers(others, reply, own, round))
-        return self._reporting
+        self._last = asyncio.create_task(self._answers(others, reply, own, round))
+        return self._last
 
     async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: asyncio.Task[R],
                        round: int) -> dict[int, R]:

@@ -36,7 +36,7 @@ class Orders:
     def __init__(self, node: Node, round_timeout: float | None) -> None:
         self.node = node
         self.round_timeout = round_timeout
-        self._reporting: asyncio.Task[Any] | None = None  # waits for the reports on the last order that all ranks got
+        self._last: asyncio.Task[Any] | None = None  # what ranks have to do, or to get, before anything new
 
     @property
     def patience(self) -> float | None:
@@ -90,18 +90,22 @@ class Orders:
     def await_reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R],
                       round: int) -> asyncio.Task[dict[int, R]]:
         """The second half of `give`: what brings the reports, of which this rank's is one, by rank."""
-        reporting = asyncio.create_task(self._reports(answers, reply, round, self._reporting))
-        self._reporting = reporting
+        reporting = asyncio.create_task(self._reports(answers, reply, round, self._last))
+        self._last = reporting
         return reporting
+
+    def follow(self, moving: asyncio.Task[Any]) -> None:
+        """Orders from now on are done when what is `moving` has arrived, and the time for them begins then."""
+        self._last = moving
 
     async def settle(self) -> None:
         """Wait until nobody has an order to do, whatever came of it."""
-        if self._reporting is not None:
-            await asyncio.wait({self._reporting})
+        if self._last is not None:
+            await asyncio.wait({self._last})
 
     async def _reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R], round: int,
                        before: asyncio.Task[Any] | None) -> dict[int, R]:
-        """Wait for the reports of these ranks, once what they were ordered `before` is done."""
+        """Wait for the reports of these ranks, once what comes `before` is done."""
 
         def silent() -> str:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")

@@ -67,7 +67,7 @@ from federation.node.settings import NodeSettings
 from federation.node.state_keeper import StateKeeper
 from node_comm import CommError, Transport
 from node_comm.message import Failure, Message
-from node_comm.node import Incoming, Lost, Node, RemoteFailure, together
+from node_comm.node import Incoming, Lost, Node, RemoteFailure, give_up, together
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +217,7 @@ class ServerNode:
             moving = asyncio.create_task(self._moved([asyncio.create_task(each) for each in sending]))
             moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
             self._moving = moving
+            self.orders.follow(moving)
             await asyncio.sleep(0)  # all have begun: what is sent after them arrives after them
 
     async def weights_arrived(self) -> None:
@@ -256,7 +257,11 @@ class ServerNode:
 
     async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
                        sums: Sequence[np.ndarray]) -> Fitted:
-        await self.weights_arrived()
+        try:
+            await self.weights_arrived()
+        except BaseException:
+            await give_up(reporting)
+            raise
         reports = await reporting
         self._trace(reports)
         fitted = self._fitted(plan, shares, reports)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from federation.infra import checkpoint
 from federation.infra.checkpoint import Checkpoints
 from federation.infra.recorder import Recorder
 from federation.infra.walltime import MARGIN, RESERVE, OutOfTime, WallTime
-from federation.node.protocol import MESSAGES, Evaluate, EvaluateReport, Fit
+from federation.node.orders import Orders
+from federation.node.protocol import MESSAGES, Evaluate, EvaluateReport, Fit, Moved
 from node_comm.message import Codec
 from tests.node.test_client_state import CLIENTS, MODEL, Diary, plain
 from tests.node.test_client_state import in_world as in_diaries
@@ -301,3 +303,22 @@ def test_phases_keep_their_names():
     first, *others = [row["seconds"] for row in recorder.rows]
     assert set(first) == {"fit", "reduce", "step", "broadcast", "evaluate", "fit_max", "fit_mean"}
     assert all(set(seconds) == {*first, "checkpoint"} for seconds in others)
+
+
+def test_the_time_for_an_order_begins_when_the_weights_have_arrived():
+    """Each step of a round has round_timeout seconds for itself."""
+    node: Any = SimpleNamespace(transport=SimpleNamespace(recoverable=False), silence=lambda rank: 0.0)
+
+    async def main() -> None:
+        orders = Orders(node, round_timeout=0.05)
+        orders.follow(asyncio.create_task(asyncio.sleep(0.3)))
+        here, there, silent = (asyncio.get_running_loop().create_future() for _ in range(3))
+        reporting = orders.await_reports({0: here, 1: there}, Moved, 1)
+        await asyncio.sleep(0.15)
+        for answer in (here, there):
+            answer.set_result((Moved(), None))
+        assert await reporting == {0: Moved(), 1: Moved()}
+        with pytest.raises(RoundError, match=r"no report within round_timeout=0\.05 s from rank 1"):
+            await orders.await_reports({0: here, 1: silent}, Moved, 2)
+
+    asyncio.run(main())

@@ -55,7 +55,7 @@ class TorchSteps:
         """See Steps. Tried once for each shape of sample: BatchNorm2d, say, can do with one large enough image."""
         if not self._normalises:
             return 1
-        shape = data.stored[0].shape[1:]
+        shape = _stored(data)[0].shape[1:]
         if shape not in self._smallest and len(data.y):
             self._smallest[shape] = 1 if self._trains_on_one(data.x[:1]) else 2
         return self._smallest.get(shape, 2)
@@ -117,7 +117,7 @@ class TorchSteps:
         kind = settings.loss_for(data.y)
         dense = self._dense_steps(module, settings, kind) if correction is None and device.type == "cpu" else None
         if dense is not None:
-            x, rows = data.stored
+            x, rows = _stored(data)
             quick = dense.session(x, data.y, settings.client_lr, rows)
             if quick is not None:  # in training or not, such a network does the same, and nothing at random
                 yield quick
@@ -206,6 +206,11 @@ class TorchSteps:
         finally:
             self._model.set_weights(before)
         return True
+
+
+def _stored(data: ClientData) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where x lies, and in which rows; data of a user's own class need have no more than an x."""
+    return data.stored if hasattr(data, "stored") else (data.x, None)
 
 
 class TorchSession:
