@@ -63,7 +63,7 @@ class DenseSteps:
     def session(self, x: np.ndarray, y: np.ndarray, rate: float, rows: np.ndarray | None = None) -> DenseSession | None:
         """Training on samples with the targets `y` that are the `rows` (int64; None: all) of `x`; None where they are not such as
         this network takes, which autograd then says."""
-        rows = np.arange(len(x)) if rows is None else rows
+        rows = np.arange(len(x)) if rows is None else np.ascontiguousarray(rows, np.int64)
         is_flat = (x.ndim == 2 or self._flattens) and (y.ndim == 1 or self._target is np.float32)
         if not is_flat or x.dtype != np.float32 or len(x) == 0 or x[0].size != self._inputs or y.size != len(rows):
             return None
