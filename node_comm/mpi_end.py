@@ -11,6 +11,8 @@ import time
 import numpy as np
 from mpi4py import MPI
 
+from node_comm.mpi_messages import completed
+
 #: On a communicator on which nothing else is sent.
 END_TAG = 0
 #: Who ends the job waits so long (seconds) for the others to be told: one may be dead, or busy in code that keeps the GIL.
@@ -30,9 +32,10 @@ class End:
         """Tell all other ranks that this one is about to abort with `status`; returns when they know, or after TELL_SECONDS."""
         message = np.array([status], np.int32)
         others = (rank for rank in range(self._comm.Get_size()) if rank != self._comm.Get_rank())
-        pending = [self._comm.Issend(message, other, END_TAG) for other in others]
         limit = time.monotonic() + TELL_SECONDS
-        while (pending := [request for request in pending if not request.Test()]) and time.monotonic() < limit:
+        for _ in completed([self._comm.Issend(message, other, END_TAG) for other in others]):
+            if time.monotonic() >= limit:
+                return
             time.sleep(1e-3)
 
     def listen(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,6 +209,16 @@ def test_samples_are_taken_from_where_they_lie(outputs):
         found.append((result.weights.sha256(), result.num_samples, result.metrics))
     assert found[0] == found[1]
     assert lying.stored[0] is given.x
+
+
+def test_data_of_a_class_of_the_users_own_have_no_more_than_x_and_y():
+    given = make_data(20)
+    digests = set()
+    for data in (given, SimpleNamespace(x=given.x, y=given.y)):
+        learner = DefaultLearner(TorchModel(network(6, 5, 4), (6,), 4), batch_size=8)
+        learner.bind(data, Context())
+        digests.add(learner.fit({}).weights.sha256())
+    assert len(digests) == 1
 
 
 def test_rows_that_are_not_there_move_nothing():

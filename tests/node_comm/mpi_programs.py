@@ -219,8 +219,7 @@ if __name__ == "__main__":
         case "facing_sends":
             facing_sends(*arguments)
         case "end_slowly":
-            from mpi4py import MPI  # noqa: F401
-
+            importlib.import_module("mpi4py.MPI")  # connects to the launcher, and to no other rank yet
             mpi.run(partial(end_slowly, connections()), *arguments)
         case "without_closing":
             asyncio.run(without_closing(mpi.connect()))
