@@ -55,6 +55,7 @@ def measure(values: int, repeats: int) -> dict[str, dict[str, float]]:
     subjects: dict[str, Callable[[], object]] = {
         "numpy a += c * x": numpy_axpy,
         "numpy, exact": exact_in_numpy,
+        "numpy copyto": lambda: np.copyto(out, start),
         "accumulate": lambda: kernels.accumulate(total, update, start, factor),
         "accumulate, large values": lambda: kernels.accumulate(total, update, start, factor * 2.0**12),
         "accumulate_wide, 2 limbs": lambda: kernels.accumulate_wide([total, upper], update, start, factor),
@@ -62,6 +63,7 @@ def measure(values: int, repeats: int) -> dict[str, dict[str, float]]:
         "finish, 2 limbs": lambda: kernels.finish(out, start, [total, upper], 2.0**-45, 100.0),
         "axpy": lambda: kernels.axpy(running, update, share),
         "examine": lambda: kernels.examine(update),
+        "copy": lambda: kernels.copy(out, start),
     }
     times = {name: timed(subject, repeats) for name, subject in subjects.items()}
     reference = statistics.median(times["numpy a += c * x"])

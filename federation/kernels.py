@@ -158,6 +158,18 @@ def finish(out: np.ndarray, start: np.ndarray, limbs: Sequence[np.ndarray], scal
     kernel(_flat(out), _flat(start), [_flat(limb) for limb in limbs], float(scale), float(divisor))
 
 
+def copy(out: np.ndarray, values: np.ndarray) -> None:
+    """Copy the bytes of `values` to `out`: both C order and of one dtype and shape, and apart or the very same memory.
+
+    Large ones go past the caches, where NumPy's copy would read the memory that it is about to write.
+    """
+    _check_array("out", out, writable=True)
+    _check_inputs(out, values, ("out", "values"))
+    if _address(out) != _address(values):
+        _check_apart("out", out, "values", values)
+        _native.copy(out.reshape(-1).view(np.uint8), values.reshape(-1).view(np.uint8))
+
+
 def axpy(y: np.ndarray, x: np.ndarray, a: float) -> None:
     """Add ``a * x`` to `y`, in the arithmetic of `y`: `a` and `x` are rounded to its dtype first.
 

@@ -3,6 +3,7 @@
 #include "columnwise.hpp"
 #include "dense.hpp"
 #include "kernels.hpp"
+#include "stream.hpp"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -11,6 +12,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cfenv>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -271,6 +273,18 @@ NB_MODULE(_native, m) {
           },
           nb::arg("total").noconvert(), nb::arg("values").noconvert(), nb::arg("start").noconvert(),
           nb::arg("places").noconvert(), nb::arg("factors").noconvert(), "limit"_a, "fresh"_a);
+
+    m.def("copy",
+          [](const Vector<std::uint8_t>& out, const Vector<const std::uint8_t>& values) {
+              nb::gil_scoped_release unlocked;
+              if (values.size() < streams_from) {
+                  std::memcpy(out.data(), values.data(), values.size());
+              } else {
+                  stream(out.data(), values.data(), values.size());
+                  finish_streams();
+              }
+          },
+          nb::arg("out").noconvert(), nb::arg("values").noconvert());
 
     m.def("variants", [] {
         std::vector<std::string> names;

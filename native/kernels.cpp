@@ -171,6 +171,10 @@ template <class T> inline T moved(T start, double delta) {
 
 // ---- the kernels
 
+constexpr std::size_t block_size = 1024;
+
+inline std::size_t block_end(std::size_t begin, std::size_t n) { return n - begin < block_size ? n : begin + block_size; }
+
 // The largest scaled difference of the elements whose value is finite, and whether all are.
 template <class T> Findings inspect(const void* values, const void* start, std::size_t n, double factor) {
     Findings findings{0.0, true};
@@ -187,11 +191,10 @@ template <class T> Findings inspect(const void* values, const void* start, std::
 
 template <class T, bool fresh> Findings accumulate_to(std::int64_t* total, const void* values, const void* start,
                                                       std::size_t n, double factor, double limit) {
-    constexpr std::size_t block_size = 1024;
     double peak = 0.0;
     bool all_fit = true;
     for (std::size_t begin = 0; begin < n; begin += block_size) {
-        const std::size_t end = n - begin < block_size ? n : begin + block_size;
+        const std::size_t end = block_end(begin, n);
         // Most updates are small: take that for granted, and look at the largest value of the block afterwards.
         std::int64_t peak_bits = 0;  // magnitudes of doubles are ordered like their bits, and NaN is above infinity
         for (std::size_t i = begin; i < end; ++i) {
@@ -290,23 +293,41 @@ template <class Y, class T> void axpy(Y* y, const void* x, std::size_t n, Y a) {
 }
 
 template <class T> Findings examine(const void* values, std::size_t n) {
-    std::int64_t peak_bits = 0;
-    std::uint64_t all_finite = 1;
-    for (std::size_t i = 0; i < n; ++i) {
-        const double size = magnitude(value_of(load<T>(values, i)));
-        const bool finite = size < infinity;
-        const std::int64_t bits = bits_as<std::int64_t>(finite ? size : 0.0);
-        peak_bits = bits > peak_bits ? bits : peak_bits;
-        all_finite &= static_cast<std::uint64_t>(finite);
+    Findings findings{0.0, true};
+    for (std::size_t begin = 0; begin < n; begin += block_size) {
+        const std::size_t end = block_end(begin, n);
+        if constexpr (std::is_floating_point_v<T>) {  // magnitudes are ordered like their bits: no need to widen them
+            using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+            Bits peak_bits = 0;
+            for (std::size_t i = begin; i < end; ++i) {
+                const Bits bits = load<Bits>(values, i) & std::numeric_limits<Bits>::max();
+                peak_bits = bits > peak_bits ? bits : peak_bits;
+            }
+            const double peak = static_cast<double>(bits_as<T>(peak_bits));
+            if (peak < infinity) {
+                findings.peak = peak > findings.peak ? peak : findings.peak;
+                continue;
+            }
+        }
+        std::int64_t peak_bits = bits_as<std::int64_t>(findings.peak);
+        std::uint64_t all_finite = 1;
+        for (std::size_t i = begin; i < end; ++i) {
+            const double size = magnitude(value_of(load<T>(values, i)));
+            const bool finite = size < infinity;
+            const std::int64_t bits = bits_as<std::int64_t>(finite ? size : 0.0);
+            peak_bits = bits > peak_bits ? bits : peak_bits;
+            all_finite &= static_cast<std::uint64_t>(finite);
+        }
+        findings = {bits_as<double>(peak_bits), findings.finite && all_finite != 0};
     }
-    return {bits_as<double>(peak_bits), all_finite != 0};
+    return findings;
 }
 
 template <class T> double squared_distance(const void* values, const void* start, std::size_t n) {
-    constexpr std::size_t lanes = 8, block_size = 1024;
+    constexpr std::size_t lanes = 8;
     double total = 0.0;
     for (std::size_t begin = 0; begin < n; begin += block_size) {
-        const std::size_t end = n - begin < block_size ? n : begin + block_size;
+        const std::size_t end = block_end(begin, n);
         double sums[lanes] = {};
         std::size_t i = begin;
         for (; i + lanes <= end; i += lanes) {

@@ -433,7 +433,30 @@ def test_finish_in_place_gives_what_it_gives_aside(dtype):
     assert start.tobytes() == out.tobytes()
 
 
-# ---- axpy, max_abs, all_finite
+# ---- copy, axpy, max_abs, all_finite
+
+
+@every_dtype
+def test_copy_copies_bytes(dtype):
+    for n in LENGTHS:
+        values, out = numbers(dtype, n, 3), np.zeros(n + 2, dtype)
+        kernels.copy(out[1:n + 1], values)
+        assert out[1:n + 1].tobytes() == values.tobytes()
+        assert out[0] == out[n + 1] == 0
+    kernels.copy(values, values)  # onto itself
+    assert values.tobytes() == numbers(dtype, n, 3).tobytes()
+
+
+@pytest.mark.parametrize(("shift", "extra"), [(0, 0), (1, 0), (15, 1), (16, 63), (33, 100)])
+def test_copy_of_what_is_too_large_for_the_caches_copies_to_the_last_byte_and_no_further(shift, extra):
+    """From this size on it goes past the caches, in whole lines; what is before the first and after the last goes by itself."""
+    length = (32 << 20) + extra
+    values = np.random.default_rng(shift).bytes(length)
+    out = np.zeros(length + 200, np.uint8)
+    kernels.copy(out[shift:shift + length], np.frombuffer(values, np.uint8))
+    assert out[shift:shift + length].tobytes() == values
+    assert not out[:shift].any()
+    assert not out[shift + length:].any()
 
 
 @every_dtype
@@ -472,6 +495,20 @@ def test_max_abs_and_all_finite(dtype):
                 assert kernels.max_abs(values) == max((abs(v) for v in values.tolist() if math.isfinite(v)), default=0)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("place", [0, 1500, 2999])
+def test_what_is_not_finite_is_seen_in_every_block_and_hides_no_magnitude(dtype, place):
+    values = np.ones(3000, dtype)
+    for largest in (0, 1023, 1024, 2998):
+        values[largest] = -3
+        for bad in (math.nan, -math.nan, math.inf, -math.inf):
+            kept, values[place] = values[place], bad
+            assert kernels.examine(values) == (1.0 if largest == place else 3.0, False)
+            values[place] = kept
+        assert kernels.examine(values) == (3.0, True)
+        values[largest] = 1
+
+
 # ---- the doors
 
 
@@ -485,6 +522,7 @@ def calls(array: np.ndarray):
     yield lambda: kernels.accumulate_wide([total], array, other, 4.0)
     yield lambda: kernels.accumulate_wide([total], other, array, 4.0)
     yield lambda: kernels.finish(out, array, [total], 1.0, 1.0)
+    yield lambda: kernels.copy(out, array)
     yield lambda: kernels.axpy(np.zeros(array.shape), array, 2.0)
     yield lambda: kernels.max_abs(array)
     yield lambda: kernels.all_finite(array)
@@ -497,6 +535,7 @@ def written(array: np.ndarray):
         yield lambda: kernels.accumulate(array, np.ones(array.shape), np.zeros(array.shape), 4.0)
         yield lambda: kernels.accumulate_wide([array], np.ones(array.shape), np.zeros(array.shape), 4.0)
     yield lambda: kernels.finish(array, other, [np.zeros(array.shape, np.int64)], 1.0, 1.0)
+    yield lambda: kernels.copy(array, other)
     if array.dtype in (np.float32, np.float64):
         yield lambda: kernels.axpy(array, other, 2.0)
 
@@ -632,6 +671,8 @@ def test_overlapping_memory_is_refused():
         kernels.finish(floats[:4], floats[:4], [memory[2:6]], 1.0, 1.0)
     with pytest.raises(ValueError, match="overlaps"):
         kernels.axpy(floats[:4], floats[2:6], 1.0)
+    with pytest.raises(ValueError, match="overlaps"):
+        kernels.copy(floats[:4], floats[1:5])
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])

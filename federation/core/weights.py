@@ -272,8 +272,8 @@ class Weights(Sequence[np.ndarray]):
 
     def copy(self) -> Weights:
         """Weights of their own with the same values; never borrowed."""
-        copied = Weights.zeros(self.layout)
-        np.copyto(copied.buffer, self.buffer)
+        copied = Weights(self.layout, aligned_empty(self.layout.nbytes))
+        kernels.copy(copied.buffer, self.buffer)
         return copied
 
     def head(self, count: int) -> Weights:
@@ -301,7 +301,7 @@ class Weights(Sequence[np.ndarray]):
         dtype's range; then nothing has been written.
         """
         if isinstance(arrays, Weights) and arrays.layout == self.layout:
-            np.copyto(self.buffer, arrays.buffer)
+            kernels.copy(self.buffer, arrays.buffer)
             return
         given = self.layout.conform(arrays, who)
         for name, target, array in zip(self.layout.names, self._arrays, given, strict=True):
