@@ -61,9 +61,12 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 
 async def give_up(*work: asyncio.Future[Any]) -> None:
     """Cancel what of `work` is not done, and wait until it has ended; nobody wants to know what came of it."""
+    unfinished = [part for part in work if part.cancel()]
+    if unfinished:
+        await asyncio.wait(unfinished)
     for part in work:
-        part.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+        if not part.cancelled():
+            part.exception()  # looked at, so that it is not reported as forgotten
 
 
 class _Pending(NamedTuple):
@@ -87,10 +90,10 @@ class Node:
         self._beat_to = tuple(beat_to)
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
-        self._inbox: asyncio.Queue[Incoming] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Incoming | None] = asyncio.Queue()  # None: nothing comes any more
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
-        self._ended = asyncio.Event()
+        self._attended: set[asyncio.Future[None]] = set()  # tell those who attend to something that this node has ended
         if isinstance(transport, Star):
             transport.sink, transport.on_lost = self._sink, self._lost
 
@@ -157,30 +160,40 @@ class Node:
 
     async def recv(self) -> Incoming:
         """The next message that is no reply. Raises what ended this node, once everything before it is taken."""
-        return await self.attend(self._inbox.get()) if self._inbox.empty() else self._inbox.get_nowait()
+        incoming = await self._inbox.get()
+        if incoming is None:
+            self._inbox.put_nowait(None)
+            assert self._failure is not None, "nothing comes any more once this node has failed"
+            raise self._failure
+        return incoming
 
     async def attend(self, work: Awaitable[Result]) -> Result:
         """Await `work` (a collective, say), but no longer than this node lives: its failure ends the wait too."""
         waiting = asyncio.ensure_future(work)
-        ended = asyncio.ensure_future(self._ended.wait())
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._attended.add(ended)
         try:
-            both: set[asyncio.Future[Any]] = {waiting, ended}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure is None:
+                both: set[asyncio.Future[Any]] = {waiting, ended}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 self._check_alive()
             return await waiting
         finally:
-            ended.cancel()
+            self._attended.discard(ended)
             waiting.cancel()
 
     def fail(self, error: BaseException) -> None:
         """End this node with `error`: every pending and later call raises it."""
         if self._failure is None:
             self._failure = error
+            self._inbox.put_nowait(None)
         for pending in self._pending.values():
             if not pending.future.done():
                 pending.future.set_exception(self._failure)
-        self._ended.set()
+        for ended in self._attended:
+            if not ended.done():
+                ended.set_result(None)
 
     def silence(self, rank: int) -> float:
         """Seconds since `rank` was last heard from; infinity if it never was."""

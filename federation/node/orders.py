@@ -124,7 +124,8 @@ class Orders:
                                     f"{silent()}", answers[0] in late)
             return {rank: expect(answer.result()[0], reply) for rank, answer in answers.items()}
         finally:
-            await give_up(saying, *answers.values())
+            saying.cancel()
+            await give_up(*answers.values())
 
     def _overdue(self, text: str, is_here: bool = False) -> Exception:
         """What to raise after that time; `is_here`: this very rank has not done its share."""

@@ -174,11 +174,15 @@ def test_long_naps_are_for_what_a_ring_brings(monkeypatch: pytest.MonkeyPatch, i
     """By a clock that goes on by a second each time it is read: not where a transfer is under way beside it."""
     bells = Sleepless()
     bells.is_rung_by_all = is_rung
+    is_over = threading.Event()
 
     async def main() -> None:
         thread = OperationThread("worker", unchanged, bells)
-        await asyncio.gather(thread.run(after(9, "a frame"), awaits_ring=True),
-                             *(thread.run(after(9, "a payload")) for _ in range(others)))
+        beside = [asyncio.create_task(thread.run(until(is_over))) for _ in range(others)]
+        await asyncio.sleep(0)  # the payload is known first, and stays to the end
+        await thread.run(after(9, "a frame"), awaits_ring=True)
+        is_over.set()
+        await asyncio.gather(*beside)
         await thread.stop(Disconnected("the end"))
 
     clock = itertools.count()
