@@ -83,7 +83,7 @@ class Handout:
         return piece
 
     async def begin(self, orders: Orders, ranks: Sequence[int],
-                    here: Callable[[Fit], FitReport]) -> asyncio.Task[dict[int, FitReport]]:
+                    here: Callable[[Fit], Awaitable[FitReport]]) -> asyncio.Task[dict[int, FitReport]]:
         """Give each of `ranks` its first order; returns, once these are out, what gives them the others and brings one report
         of each. This rank's own orders are done by `here`."""
         def ask(rank: int, order: Fit) -> Awaitable[asyncio.Future[Answer]]:

@@ -67,7 +67,8 @@ class DistributedMatrix(Matrix):
             if coefficient:
                 shares[rank][client_id] = float(coefficient)
         orders = {rank: Combine(coefficients=share) for rank, share in shares.items()}
-        reports = await (await server.orders.give(orders, Combined, server.host.updates.combine, self._round))
+        combine = server.host.updates.combine
+        reports = await (await server.orders.give(orders, Combined, lambda order: compute(combine, order), self._round))
         limbs = max(report.limbs for report in reports.values())
         total = await server.reduced(Collect(round=self._round, limbs=limbs))
         total.num_samples, total.divisor = len(self), 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ import numpy as np
 
 from federation.core.metrics import MetricSum
 from federation.errors import FederationError
-from federation.node.compute import compute
 from federation.node.open_members import MOST_SAMPLES
 from federation.node.orders import Orders, expect, say_who_is_late
 from federation.node.protocol import EvaluateReport, Fit, FitReport
@@ -37,16 +36,16 @@ class OpenOrders(Orders):
         super().__init__(node, round_timeout)
         self.absent: dict[int, str] = {}  # those who were asked and did not answer, and why, until somebody clears it
 
-    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], R], round: int,
+    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], Awaitable[R]], round: int,
                    into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
         """See Orders. Who was ordered something must have answered before the next order, since its time is counted from
         there; this rank may be at work still."""
         others = {rank: order for rank, order in orders.items() if rank and order.clients}  # type: ignore[attr-defined]
-        own = asyncio.create_task(compute(here, orders[0]))
+        own = asyncio.ensure_future(here(orders[0]))
         self._last = asyncio.create_task(self._answers(others, reply, own, round))
         return self._last
 
-    async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: asyncio.Task[R],
+    async def _answers(self, orders: Mapping[int, Message], reply: type[R], own: Awaitable[R],
                        round: int) -> dict[int, R]:
         """Give the orders, and wait for who answers."""
         star = self.node.transport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from federation.errors import RoundError
-from federation.node.compute import compute
 from federation.node.members import PATIENCE
 from node_comm import CommError, Disconnected
 from node_comm.message import Message
@@ -60,7 +59,7 @@ class Orders:
         answer, array = await self.node.request(rank, message, into=into, timeout=self.patience)
         return expect(answer, reply), array
 
-    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], R], round: int,
+    async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], Awaitable[R]], round: int,
                    into: Mapping[int, np.ndarray] = MappingProxyType({})) -> asyncio.Task[dict[int, R]]:
         """Give each rank its order; returns, once they are out, what brings the reports by rank.
 
@@ -68,7 +67,7 @@ class Orders:
         """
         return self.await_reports(await self.ask(orders, here, round, into), reply, round)
 
-    async def ask(self, orders: Mapping[int, Order], here: Callable[[Order], Message], round: int,
+    async def ask(self, orders: Mapping[int, Order], here: Callable[[Order], Awaitable[Message]], round: int,
                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, asyncio.Future[Answer]]:
         """The first half of `give`: returns, once the orders are out, what each report comes in."""
         async with self.deadline(round, "giving the ranks their orders"):
@@ -76,14 +75,14 @@ class Orders:
                                              for rank, order in orders.items()))
         return dict(zip(orders, answers, strict=True))
 
-    async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Message],
+    async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Awaitable[Message]],
                       into: np.ndarray | None = None) -> asyncio.Future[Answer]:
         """`ask` of a single rank, which may be this one."""
         if rank:
             return await self.node.ask(rank, order, into=into)
 
         async def work() -> Answer:
-            return await compute(here, order), None
+            return await here(order), None
 
         return asyncio.create_task(work())
 

@@ -189,7 +189,7 @@ def world(monkeypatch, ranks, gate, *, known=1.0, wrong=None, rounds=1, needs="m
         thread = threads.setdefault(id(getattr(function, "__self__", threads)), ThreadPoolExecutor(1))
         return await asyncio.get_running_loop().run_in_executor(thread, function, *args)
 
-    for module in ("client", "orders", "server"):
+    for module in ("client", "server"):
         monkeypatch.setattr(f"federation.node.{module}.compute", on_a_thread)
 
     async def play(server):

@@ -16,8 +16,10 @@ from federation.infra import checkpoint
 from federation.infra.checkpoint import Checkpoints
 from federation.infra.recorder import Recorder
 from federation.infra.walltime import MARGIN, RESERVE, OutOfTime, WallTime
+from federation.node.compute import compute
 from federation.node.orders import Orders
 from federation.node.protocol import MESSAGES, Evaluate, EvaluateReport, Fit, Moved
+from node_comm.memory import MemoryTransport
 from node_comm.message import Codec
 from tests.node.test_client_state import CLIENTS, MODEL, Diary, plain
 from tests.node.test_client_state import in_world as in_diaries
@@ -295,6 +297,23 @@ def test_time_to_train_begins_when_evaluations_are_in():
         return (await trained(server, max_rounds=2)).round
 
     assert in_world({"w": f32(0)}, {"a": constant([f32(1)])}, program, learner=Slow) == 2
+
+
+@pytest.mark.parametrize(("direct_bytes", "times"), [(1 << 20, 0), (0, 2 * ROUNDS)])
+def test_the_server_of_a_small_model_leaves_its_event_loop_for_nothing(monkeypatch, direct_bytes, times):
+    """The way to the computing thread and back is longer than to begin a round in which it trains nobody, or the mean of sums
+    that come with the reports."""
+    left: list[Any] = []
+
+    def seen(function, *args):
+        left.append(function)
+        return compute(function, *args)
+
+    monkeypatch.setattr("federation.node.server.compute", seen)
+    monkeypatch.setattr(MemoryTransport, "direct_bytes", direct_bytes)
+    trainer = in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(3)}, trained)
+    assert len(left) == times
+    assert trainer.weights["w"].tolist() == [1.0]
 
 
 def test_phases_keep_their_names():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from node_comm import memory
 from node_comm.errors import Disconnected
 from node_comm.message import Message
-from node_comm.node import Node
+from node_comm.node import Node, give_up
 
 
 class Question(Message, frozen=True):
@@ -86,3 +87,90 @@ def test_what_ends_the_node_ends_every_question():
                 await node.recv()
 
     in_pair(ask, wait)
+
+
+def test_recv_gives_what_came_before_the_end_and_then_raises_again_and_again():
+    async def ask(node):
+        for number in (1, 2):
+            await node.send(1, Question(number=number))
+        with pytest.raises(Disconnected):
+            await node.recv()
+
+    async def answer(node):
+        while node._inbox.qsize() < 2:
+            await asyncio.sleep(0.001)
+        node.fail(Disconnected("the end"))
+        node.fail(Disconnected("another end"))
+        numbers = [(await node.recv()).message.number for _ in range(2)]
+        for _ in range(3):
+            with pytest.raises(Disconnected, match="the end"):
+                await node.recv()
+        assert numbers == [1, 2]
+
+    in_pair(ask, answer)
+
+
+def test_recv_and_attend_end_with_the_node():
+    async def ask(node):
+        never = asyncio.get_running_loop().create_future()
+        waits = [asyncio.create_task(node.recv()), asyncio.create_task(node.attend(never)),
+                 asyncio.create_task(node.attend(asyncio.sleep(20)))]
+        await asyncio.sleep(0)
+        node.fail(Disconnected("the end"))
+        found = await asyncio.gather(*waits, return_exceptions=True)
+        assert [str(error) for error in found] == ["the end"] * 3
+        assert never.cancelled()
+        with pytest.raises(Disconnected, match="the end"):
+            await node.attend(asyncio.sleep(20))
+
+    async def answer(node):
+        with pytest.raises(Disconnected):
+            await node.recv()
+
+    in_pair(ask, answer)
+
+
+def test_waiting_for_orders_costs_no_task():
+    """An idle rank has the node's own, and whoever waits; to attend to something is one more."""
+    async def ask(node):
+        before = asyncio.all_tasks()
+        waiting = asyncio.create_task(node.recv())
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() - before == {waiting}
+        attending = asyncio.create_task(node.attend(asyncio.sleep(20)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks() - before) == 3
+        await give_up(waiting, attending)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+    async def answer(node):
+        with pytest.raises(Disconnected):
+            await node.recv()
+
+    in_pair(ask, answer)
+
+
+def test_give_up_cancels_waits_and_looks_at_errors(caplog):
+    async def fail():
+        raise ValueError("nobody wants to know")
+
+    async def slow_to_end(ended):
+        try:
+            await asyncio.sleep(20)
+        finally:
+            await asyncio.sleep(0.01)
+            ended.append(True)
+
+    async def main():
+        ended: list[bool] = []
+        failed, done, slow = (asyncio.ensure_future(each) for each in (fail(), asyncio.sleep(0), slow_to_end(ended)))
+        await asyncio.sleep(0.01)
+        await give_up(failed, done, slow)
+        assert ended == [True]
+        assert slow.cancelled()
+
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.records

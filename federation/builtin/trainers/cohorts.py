@@ -52,8 +52,10 @@ class Cohorts:
         """
         config = self._config
         cohort_size = config.cohort_size or cohort_size_of(config.fraction or 1.0, len(table))
-        with_spares = min(over_selected(cohort_size, config.over_select or 1), len(table))
-        drawn = table.draw(self._sampler, self._seed, round, max(cohort_size, with_spares))
+        count = cohort_size
+        if config.over_select:
+            count = max(count, min(over_selected(cohort_size, config.over_select), len(table)))
+        drawn = table.draw(self._sampler, self._seed, round, count)
         if len(drawn) < config.min_clients:
             raise RoundError(f"round {round}: {len(drawn)} of {len(table)} clients {self._are_there}, "
                              f"and min_clients is {config.min_clients}; the global weights stay as they were")
