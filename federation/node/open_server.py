@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from federation.core.matrix import LocalMatrix, Matrix
-from federation.core.types import WeightsLike
 from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
 from federation.errors import Diverged, FederationError, RoundError, UpdateError
@@ -97,19 +97,6 @@ class OpenServerNode(ServerNode):
         self.members.admit()
         await super().stop(reason)
 
-    async def begin_broadcast(self, weights: WeightsLike, num_model: int | None = None) -> None:
-        """See ServerNode. Encoded once, and done on return; who does not take it within `round_timeout` is lost. Newcomers are
-        in from here on."""
-        if not isinstance(weights, Weights):
-            weights = self._named(weights)
-        num_model = len(weights) if num_model is None else num_model
-        keeps = self.states.proposed
-        self.states.commit()
-        self.host.start_from(weights, num_model)
-        self.members.admit()
-        message = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model, keeps=keeps)
-        await self.star.send_all(self.members.ranks, self.node.encode(message), weights.buffer, self.round_timeout)
-
     async def begin_fit(self, plan: Plan) -> asyncio.Task[Fitted]:
         """See ServerNode. Who does not answer has a problem in the result, or is late."""
         self.orders.absent.clear()
@@ -175,6 +162,13 @@ class OpenServerNode(ServerNode):
 
     def _orders_over(self, node: Node) -> OpenOrders:
         return OpenOrders(node, self.round_timeout)
+
+    async def _deliver(self, order: WeightsFollow, weights: Weights, proposed: Sequence[str]) -> None:
+        """See ServerNode. Encoded once, and done on return; who does not take it within `round_timeout` is lost. Newcomers are
+        in from here on."""
+        self.members.admit()
+        message = self.node.encode(msgspec.structs.replace(order, keeps=list(proposed)))
+        await self.star.send_all(self.members.ranks, message, weights.buffer, self.round_timeout)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         """See ServerNode. Who is absent has a problem."""

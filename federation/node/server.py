@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from federation.infra.threads import apply_threads
 from federation.infra.trace import Span
 from federation.node.client_state import unpacked
 from federation.node.compute import at_once, compute
+from federation.node.delivery import Delivery, is_direct
 from federation.node.handout import Handout
 from federation.node.host import ClientHost, allocator
 from federation.node.matrix import DistributedMatrix
@@ -100,7 +101,7 @@ class ServerNode:
         self._listening: asyncio.Task[None] | None = None
         self._sums: dict[int, np.ndarray] = {}  # room for those of other ranks
         self._round = 0
-        self._moving: asyncio.Task[None] | None = None  # the weights, on their way
+        self._delivery = Delivery()
         #: Gets the spans of each rank, where a trace is wanted.
         self.trace: Callable[[int, Sequence[Span]], None] | None = None
         self.states = StateKeeper(self.host.states)
@@ -202,33 +203,14 @@ class ServerNode:
         if not isinstance(weights, Weights):
             weights = self._named(weights)
         num_model = len(weights) if num_model is None else num_model
+        proposed = self.states.proposed
         self.states.commit()
         self.host.start_from(weights, num_model)
-        if self.members.ranks:
-            self.node.transport.seal()
-            order = WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model)
-            sending: list[Coroutine[Any, Any, None]]
-            if self._goes_directly(weights.buffer.nbytes):
-                sending = [self.node.send(rank, order, weights.buffer) for rank in self.members.ranks]
-            else:
-                async with self.orders.deadline(self._round, "announcing the weights"):
-                    await self.tell(order)
-                sending = [self.node.transport.broadcast(weights.buffer, root=0)]
-            moving = asyncio.create_task(self._moved([asyncio.create_task(each) for each in sending]))
-            moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
-            self._moving = moving
-            self.orders.follow(moving)
-            await asyncio.sleep(0)  # all have begun: what is sent after them arrives after them
+        await self._deliver(WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model), weights, proposed)
 
     async def weights_arrived(self) -> None:
         """Wait until every rank has the weights of `begin_broadcast`."""
-        moving, self._moving = self._moving, None
-        if moving is not None:
-            await moving
-
-    async def _moved(self, sending: Sequence[asyncio.Task[None]]) -> None:
-        async with self.orders.deadline(self._round, "the broadcast of the weights"):
-            await self.node.attend(asyncio.gather(*sending))
+        await self._delivery.arrived()
 
     async def fit(self, plan: Plan) -> Fitted:
         """Have the cohort trained where it is placed, or by a rank that is done early; returns when every rank has reported.
@@ -443,14 +425,15 @@ class ServerNode:
         """Which hosting rank does which of these clients."""
         return self.placement.shares(clients, self.members.hosting, self.states.homes)
 
-    def _goes_directly(self, nbytes: int) -> bool:
-        """Whether an array of `nbytes` goes to or comes from the other ranks in messages."""
-        return nbytes * len(self.members.ranks) <= self.node.transport.direct_bytes
+    async def _deliver(self, order: WeightsFollow, weights: Weights, proposed: Sequence[str]) -> None:
+        """Begin to give `weights` to the other ranks; clients had `proposed` to keep something new."""
+        if self.members.ranks:
+            await self._delivery.begin(self.orders, order, weights.buffer, self.members.ranks, self._round)
 
     def _room_for_sums(self, plan: Plan, shares: Mapping[int, Sequence[str]]) -> dict[int, np.ndarray]:
         """Where the sums go of the ranks that bring theirs with their reports; none do where a reduction is better."""
         slots, dtype = self.weights.layout.num_slots, np.dtype(np.int64 if plan.reduction == "exact" else plan.reduction)
-        if plan.needs != "mean" or not self._goes_directly(slots * dtype.itemsize):
+        if plan.needs != "mean" or not is_direct(slots * dtype.itemsize, self.members.ranks, self.node.transport):
             return {}
         for rank in self.members.ranks:
             room = self._sums.get(rank)

@@ -1,0 +1,53 @@
+"""The global weights on their way from the server to the other ranks of a closed world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import numpy as np
+
+from federation.node.orders import Orders
+from federation.node.protocol import WeightsFollow
+from node_comm import Transport
+
+
+class Delivery:
+    """One set of weights at a time. Orders may go out meanwhile: ranks obey them with the new weights."""
+
+    def __init__(self) -> None:
+        self._moving: asyncio.Task[None] | None = None
+
+    async def begin(self, orders: Orders, order: WeightsFollow, buffer: np.ndarray, ranks: Sequence[int], round: int) -> None:
+        """Send `order` and `buffer` (borrowed until they have `arrived`) to `ranks`; returns once `orders` may follow."""
+        node = orders.node
+        node.transport.seal()
+        sending: list[Coroutine[Any, Any, None]]
+        if is_direct(buffer.nbytes, ranks, node.transport):
+            sending = [node.send(rank, order, buffer) for rank in ranks]
+        else:
+            async with orders.deadline(round, "announcing the weights"):
+                await asyncio.gather(*(node.send(rank, order) for rank in ranks))
+            sending = [node.transport.broadcast(buffer, root=0)]
+        moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], round))
+        moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
+        self._moving = moving
+        orders.follow(moving)
+        await asyncio.sleep(0)  # all have begun: what is sent after them arrives after them
+
+    async def arrived(self) -> None:
+        """Wait until every rank has the weights of the last `begin`."""
+        moving, self._moving = self._moving, None
+        if moving is not None:
+            await moving
+
+
+def is_direct(nbytes: int, ranks: Sequence[int], transport: Transport) -> bool:
+    """Whether an array of `nbytes` goes to or comes from each of `ranks` in messages, rather than in a collective."""
+    return nbytes * len(ranks) <= transport.direct_bytes
+
+
+async def _sent(orders: Orders, sending: Sequence[asyncio.Task[None]], round: int) -> None:
+    async with orders.deadline(round, "the broadcast of the weights"):
+        await orders.node.attend(asyncio.gather(*sending))
