@@ -281,7 +281,6 @@ NB_MODULE(_native, m) {
                   std::memcpy(out.data(), values.data(), values.size());
               } else {
                   stream(out.data(), values.data(), values.size());
-                  finish_streams();
               }
           },
           nb::arg("out").noconvert(), nb::arg("values").noconvert());

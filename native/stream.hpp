@@ -16,7 +16,7 @@ namespace federation {
 // Bytes from which an array goes past the caches: as many as a large one of all cores together.
 constexpr std::size_t streams_from = std::size_t{32} << 20;
 
-// memcpy, past the caches where the machine can. `finish_streams` comes before another thread may read `out`.
+// memcpy, past the caches where the machine can.
 inline void stream(void* out, const void* from, std::size_t nbytes) {
 #ifdef FEDERATION_STREAMS
     auto* to = static_cast<char*>(out);
@@ -32,14 +32,9 @@ inline void stream(void* out, const void* from, std::size_t nbytes) {
         put(i, a), put(i + 16, b), put(i + 32, c), put(i + 48, d);
     }
     std::memcpy(to + i, source + i, nbytes - i);
+    _mm_sfence();  // before another thread may read it
 #else
     std::memcpy(out, from, nbytes);
-#endif
-}
-
-inline void finish_streams() {
-#ifdef FEDERATION_STREAMS
-    _mm_sfence();
 #endif
 }
 

@@ -79,12 +79,12 @@ def apply_threads(count: int, environ: MutableMapping[str, str] | None = None) -
     return in_use
 
 
-def fix_products(environ: MutableMapping[str, str] | None = None) -> None:
+def fix_products(environ: MutableMapping[str, str] = os.environ) -> None:
     """Have the same factors give the same product wherever they lie, in this process and in those it starts.
 
     A setting of the user's own stays. MKL looks once: at its first use, or product.
     """
-    (os.environ if environ is None else environ).setdefault(*_PRODUCTS)
+    environ.setdefault(*_PRODUCTS)
 
 
 def _from_environment(environ: Mapping[str, str]) -> int | None:
