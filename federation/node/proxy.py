@@ -42,9 +42,7 @@ class ClientTable:
 
     def draw(self, sampler: Sampler, seed: int, round: int, count: int) -> list[ClientProxy]:
         """`count` clients for round `round`, in table order; fewer where `sampler` finds no more that it may draw."""
-        if self._pool is None:
-            self._pool = Pool(self.sizes)
-        return [self[index] for index in sampler(seed, round, self._pool, count).tolist()]
+        return [self[index] for index in sampler(seed, round, self.pool, count).tolist()]
 
     def add(self, client: ClientProxy) -> None:
         """A rank brings a client of its own; its name must be new."""
@@ -62,6 +60,13 @@ class ClientTable:
         self._own = {name: client for name, client in self._own.items() if client.rank != rank}
         self._order = sorted(self._own, key=natural)
         self._pool = None
+
+    @property
+    def pool(self) -> Pool:
+        """What samplers know of all clients; another object once some have come or gone."""
+        if self._pool is None:
+            self._pool = Pool(self.sizes)
+        return self._pool
 
     @property
     def sizes(self) -> np.ndarray:

@@ -26,7 +26,7 @@ from federation.errors import ConfigError, RoundError
 from federation.node import host as host_module
 from federation.node.host import ClientHost
 from federation.node.protocol import Fit
-from federation.node.proxy import ClientTable
+from federation.node.proxy import ClientProxy, ClientTable
 from federation.node.round import Fitted, Plan, check_problems
 from tests.node.worlds import Arrays, f32
 
@@ -138,6 +138,28 @@ def test_plain_rounds_draw_as_ever() -> None:
     assert (cohort.late, cohort.virtual_seconds, cohort.deadline) == (0, None, None)
     assert len(draw([3] * 100, fraction=0.29).clients) == 29
     assert len(draw([3] * 7).clients) == 7
+
+
+def test_a_cohort_that_was_drawn_ahead_is_the_one_that_would_be_drawn() -> None:
+    table = ClientTable()
+    for index in range(12):
+        table.add(ClientProxy(f"c{index}", 3, rank=1 + index % 3))
+    cohorts = Cohorts(trainer_config({"cohort_size": 4}), 9)
+    drawn: list[int] = []
+    sampler, cohorts._sampler = cohorts._sampler, lambda seed, round, *rest: drawn.append(round) or sampler(seed, round, *rest)
+    cohorts.prepare(table, 4)
+    assert names_of(cohorts.draw(table, 4)) == [f"c{index}" for index in draw_cohort(9, 4, 12, 4)]
+    assert drawn == [4]
+    cohorts.prepare(table, 6)
+    assert names_of(cohorts.draw(table, 5)) == [f"c{index}" for index in draw_cohort(9, 5, 12, 4)]  # the round comes again
+    cohorts.prepare(table, 6)
+    table.remove_rank(1)
+    assert names_of(cohorts.draw(table, 6)) == [table[index].client_id for index in draw_cohort(9, 6, 8, 4)]
+    table.remove_rank(2)
+    table.remove_rank(3)
+    cohorts.prepare(table, 7)  # nobody is left, which is for the round to say
+    with pytest.raises(ConfigError, match="cannot be drawn from 0"):
+        cohorts.draw(table, 7)
 
 
 def test_over_selection_is_limited_by_the_clients_there_are() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
 from federation.config import LatencyConfig, TrainerConfig
 from federation.data.availability import AvailableSampler, DayAndNight, read_trace
 from federation.data.latency import Latency
-from federation.data.sampling import SAMPLERS, Sampler, cohort_size_of, over_selected
-from federation.errors import RoundError
+from federation.data.sampling import SAMPLERS, Pool, Sampler, cohort_size_of, over_selected
+from federation.errors import FederationError, RoundError
 from federation.node.proxy import ClientProxy, ClientTable
 
 
@@ -41,6 +42,15 @@ class Cohorts:
         self._seed = seed
         self._sampler = sampler_of(config)
         self._latency = latency_of(config.latency)
+        self._ahead: tuple[int, Pool, Cohort] | None = None
+
+    def prepare(self, table: ClientTable, round: int) -> None:
+        """Draw the cohort of `round` ahead, while others work: `draw` returns it, unless clients have come or gone by then.
+
+        What is wrong with it is raised by `draw`, in its round.
+        """
+        with suppress(FederationError):
+            self._ahead = round, table.pool, self._drawn(table, round)
 
     def draw(self, table: ClientTable, round: int) -> Cohort:
         """The cohort of `round`.
@@ -50,6 +60,12 @@ class Cohorts:
         as all that it waits for have finished, or at the deadline. Raises RoundError, with numbers, where fewer than
         `min_clients` can be drawn or are in time.
         """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == round and ahead[1] is table.pool:
+            return ahead[2]
+        return self._drawn(table, round)
+
+    def _drawn(self, table: ClientTable, round: int) -> Cohort:
         config = self._config
         cohort_size = config.cohort_size or cohort_size_of(config.fraction or 1.0, len(table))
         count = cohort_size

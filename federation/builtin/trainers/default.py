@@ -135,6 +135,8 @@ class DefaultTrainer(Trainer):
             training = await self.server.begin_fit(self.plan(number))
         finally:
             begun.set()
+        if number < self.config.max_rounds:
+            self._cohorts.prepare(self.server.clients, number + 1)
         fitted = await training
         check_problems(fitted, self.config.min_clients, self.on_divergence)
         check_updates(fitted, self.aggregator)
