@@ -5,7 +5,8 @@ by multiprocessing. SimpleQueue guards its pipe by two named semaphores, which a
 killed parent leaves behind. Here a frame is at most PIPE_BUF bytes, which the system writes whole or not at all, so
 that no lock is needed. A longer one (a large header) is left in shared memory, and its place is sent instead.
 
-A thread for each rank always empties its inbox, so that no `put` waits for what another rank's event loop is doing.
+The event loop reads the inbox, and no `put` waits for another rank's: what a full pipe does not take is kept here, and
+follows when it does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import itertools
 import os
 import select
 import struct
-import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
@@ -30,7 +31,7 @@ _LENGTH = struct.Struct("!I")
 #: Bytes of the longest frame that fits the queue itself.
 MAX_FRAME = select.PIPE_BUF - _LENGTH.size - 1
 
-_PLAIN, _SPILLED, _TAKEN, _STOP = (bytes([kind]) for kind in range(4))
+_PLAIN, _SPILLED, _TAKEN = (bytes([kind]) for kind in range(3))
 
 
 class _Spilled(msgspec.Struct, frozen=True, array_like=True):
@@ -51,16 +52,16 @@ class Queues:
         self._writers = writers
         self._numbers = itertools.count(1)
         self._spills: dict[int, tuple[int, Segment]] = {}
-        self._thread: threading.Thread | None = None
         self._drained = asyncio.Event()
         self._drained.set()
+        self._pending = bytearray()  # what has been read of a frame that is not whole yet
+        self._kept: defaultdict[int, deque[bytes]] = defaultdict(deque)  # frames for a pipe that was full, by rank
+        for end in (reader, *writers):
+            os.set_blocking(end.fileno(), False)
 
     def start(self, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
         """Hand every frame that arrives to `handle`, in the running event loop, in order; errors go to `fail`."""
-        loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._read, args=(loop, handle, fail), daemon=True,
-                                        name=f"rank {self.rank} inbox")
-        self._thread.start()
+        asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read, handle, fail)
 
     def put(self, dest: int, frame: bytes) -> None:
         """Put `frame` into the inbox of rank `dest`; Disconnected if nobody reads it any more."""
@@ -88,62 +89,81 @@ class Queues:
             self._release(number)
 
     def close(self) -> None:
-        """Stop the thread and close the queues; may be called twice."""
+        """Close the queues, once those who live have been sent everything; may be called twice."""
         self.forget()
         if self._reader.closed:
             return
-        if self._thread is not None:
-            self._write(self.rank, _STOP)
-            self._thread.join()
+        for dest, kept in self._kept.items():
+            room = select.poll()
+            room.register(self._writers[dest], select.POLLOUT)
+            while kept:
+                room.poll()
+                self._send_kept(dest)
+        asyncio.get_running_loop().remove_reader(self._reader.fileno())
         self._reader.close()
         for writer in self._writers:
             writer.close()
 
     def _write(self, dest: int, frame: bytes) -> None:
+        framed = _LENGTH.pack(len(frame)) + frame
+        if self._kept[dest]:
+            self._kept[dest].append(framed)
+            return
+        pipe = self._writers[dest].fileno()
         try:
-            os.write(self._writers[dest].fileno(), _LENGTH.pack(len(frame)) + frame)
+            os.write(pipe, framed)
+        except BlockingIOError:
+            self._kept[dest].append(framed)
+            asyncio.get_running_loop().add_writer(pipe, self._send_kept, dest)
         except BrokenPipeError:
             raise Disconnected(f"the process of rank {dest} has ended") from None
 
-    def _read(self, loop: asyncio.AbstractEventLoop, handle: Callable[[bytes], None],
-              fail: Callable[[CommError], None]) -> None:
-        """The thread: split what arrives into frames and hand them to the loop. It never writes, so never waits."""
+    def _send_kept(self, dest: int) -> None:
+        """Send what was kept for a pipe that has room again; nobody waits for it where nobody reads it any more."""
+        kept, pipe = self._kept[dest], self._writers[dest].fileno()
         try:
-            for frame in self._frames():
-                kind, body = frame[:1], frame[1:]
-                if kind == _PLAIN:
-                    loop.call_soon_threadsafe(handle, body)
-                elif kind == _SPILLED:
-                    spilled = msgspec.msgpack.decode(body, type=_Spilled)
-                    try:
-                        loop.call_soon_threadsafe(handle, spilled.location.read(spilled.nbytes))
-                    except Disconnected:
-                        continue  # its sender has ended, which is reported by who watches it
-                    except CommError as error:
-                        loop.call_soon_threadsafe(fail, error)
-                    loop.call_soon_threadsafe(self._acknowledge, spilled)
-                elif kind == _TAKEN:
-                    loop.call_soon_threadsafe(self._release, _LENGTH.unpack(body)[0])
-                else:
-                    return
-        except RuntimeError:
-            if not loop.is_closed():
-                raise
+            while kept:
+                os.write(pipe, kept[0])
+                kept.popleft()
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            kept.clear()
+        asyncio.get_running_loop().remove_writer(pipe)
+
+    def _read(self, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
+        """Split what has arrived into frames, and act on each."""
+        self._pending += os.read(self._reader.fileno(), 1 << 16)
+        for frame in self._frames():
+            kind, body = frame[:1], frame[1:]
+            if kind == _PLAIN:
+                handle(body)
+            elif kind == _SPILLED:
+                self._fetch(msgspec.msgpack.decode(body, type=_Spilled), handle, fail)
+            else:
+                self._release(_LENGTH.unpack(body)[0])
 
     def _frames(self) -> Iterator[bytes]:
-        pending = bytearray()
-        while chunk := os.read(self._reader.fileno(), 1 << 16):
-            pending += chunk
-            begin = 0
-            while len(pending) - begin >= _LENGTH.size:
-                end = begin + _LENGTH.size + _LENGTH.unpack_from(pending, begin)[0]
-                if end > len(pending):
-                    break
-                yield bytes(pending[begin + _LENGTH.size:end])
-                begin = end
-            del pending[:begin]
+        """The whole frames among what has been read. What is not asked for, since somebody raised, comes the next time."""
+        pending = self._pending
+        while len(pending) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(pending)[0]
+            if end > len(pending):
+                return
+            frame = bytes(pending[_LENGTH.size:end])
+            del pending[:end]
+            yield frame
 
-    def _acknowledge(self, spilled: _Spilled) -> None:
+    def _fetch(self, spilled: _Spilled, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
+        """Take a frame that was too long from where it lies."""
+        try:
+            frame = spilled.location.read(spilled.nbytes)
+        except Disconnected:
+            return  # its sender has ended, which is reported by who watches it
+        except CommError as error:
+            fail(error)
+        else:
+            handle(frame)
         if not self._reader.closed:
             with contextlib.suppress(Disconnected):  # who has gone waits for nothing
                 self._write(spilled.source, _TAKEN + _LENGTH.pack(spilled.number))

@@ -7,7 +7,6 @@ import gc
 import multiprocessing
 import os
 import sys
-import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -108,20 +107,22 @@ def test_offsets_are_aligned() -> None:
 
 def test_frames_of_many_writers_arrive_whole() -> None:
     """No lock guards the queue; frames up to the limit do not mix, longer ones take the way round, in order."""
+    lengths = [0, 1, 100, MAX_FRAME - 1, MAX_FRAME]
+
+    async def write(letter: int, writer: Connection) -> None:
+        own = multiprocessing.Pipe(duplex=False)
+        queues = Queues(1, own[0], [writer, own[1]])
+        for number in range(200):
+            queues.put(0, bytes([letter]) * lengths[number % 5])
+        queues.close()
+
     async def main() -> None:
         inbox, outbox = queues_of_two_ranks()
         seen: list[bytes] = []
         inbox.start(seen.append, pytest.fail)
         outbox.start(seen.append, pytest.fail)
-        lengths = [0, 1, 100, MAX_FRAME - 1, MAX_FRAME]
-
-        def write(letter: int) -> None:
-            for number in range(200):
-                outbox.put(0, bytes([letter]) * lengths[number % 5])
-
-        threads = [threading.Thread(target=write, args=(letter,)) for letter in range(65, 70)]
-        for thread in threads:
-            thread.start()
+        await asyncio.gather(*(asyncio.to_thread(asyncio.run, write(letter, another_writer(outbox)))
+                               for letter in range(65, 70)))
         while len(seen) < 1_000:
             await asyncio.sleep(0.001)
         for letter in range(65, 70):
@@ -145,6 +146,44 @@ def test_frames_of_many_writers_arrive_whole() -> None:
         outbox.close()
 
     asyncio.run(main())
+
+
+def test_a_full_pipe_holds_nobody_up() -> None:
+    """Nobody reads while they are put; they arrive all the same, in order, long ones among them."""
+    frames = [bytes([number % 256]) * (MAX_FRAME + 1 if number % 50 == 49 else 1_000) for number in range(500)]
+
+    async def main() -> None:
+        inbox, outbox = queues_of_two_ranks()
+        seen: list[bytes] = []
+        for frame in frames:
+            outbox.put(0, frame)
+        inbox.start(seen.append, pytest.fail)
+        outbox.start(seen.append, pytest.fail)
+        await outbox.drain()
+        while len(seen) < 500:
+            await asyncio.sleep(0.001)
+        assert seen == frames
+        inbox.close()
+        outbox.close()
+
+    asyncio.run(main())
+
+
+def test_frames_kept_for_a_rank_that_ends_are_dropped() -> None:
+    async def main() -> None:
+        inbox, outbox = queues_of_two_ranks()
+        outbox.start(pytest.fail, pytest.fail)
+        for _ in range(500):
+            outbox.put(0, bytes(1_000))
+        inbox.close()
+        outbox.close()
+
+    asyncio.run(main())
+
+
+def another_writer(queues: Queues) -> Connection:
+    """A further descriptor of rank 0's inbox."""
+    return Connection(os.dup(queues._writers[0].fileno()), readable=False)
 
 
 def queues_of_two_ranks() -> tuple[Queues, Queues]:
