@@ -46,6 +46,8 @@ Arguments = TypeVarTuple("Arguments")
 MAX_CHUNK_BYTES = 1 << 30
 #: For messages, for collectives and for the end: of their own, so that none takes what belongs to another.
 COMMUNICATORS = 3
+#: Ranks of one machine read each other's arrays where they lie, after a message; a collective takes several turns between them.
+DIRECT_BYTES = 1 << 22
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
 #: A rank that ends the job waits so long (seconds) for its own thread, and under ULFM for the others to hear of it.
@@ -182,6 +184,7 @@ class MPITransport(Transport):
         from node_comm.mpi_collectives import Collectives
         from node_comm.mpi_end import End
         from node_comm.mpi_messages import Messages
+        from node_comm.mpi_shared import SharedMemory
 
         self.rank = world.Get_rank()
         self.size = world.Get_size()
@@ -200,6 +203,9 @@ class MPITransport(Transport):
         self._agreed: mpi_recovery.Word | None = None  # what all ranks of this world have agreed on, at its end
         self._messages = Messages(messages, max_chunk_bytes)
         self._shared = shared
+        self._machine = shared if isinstance(shared, SharedMemory) else None  # where it is the memory of all ranks
+        if self._machine is not None:
+            self.direct_bytes = DIRECT_BYTES
         #: Whoever waits in a call on one of these has to be woken when a rank is lost.
         self._revocable = [messages, collectives, *(shared.comms if shared is not None else ())]
         self._collectives = Collectives(collectives, max_chunk_bytes, shared)
@@ -271,6 +277,14 @@ class MPITransport(Transport):
         """See Transport. Where a machine has several ranks, memory that the others reduce where it lies."""
         array = None if self._shared is None else self._shared.allocate(shape, dtype)
         return super().allocate(shape, dtype) if array is None else array
+
+    def place_of(self, array: np.ndarray) -> bytes | None:
+        """See Transport. Where all ranks are on one machine, and can read each other's memory."""
+        return None if self._machine is None else self._machine.place_of(array)
+
+    def read_at(self, place: bytes) -> np.ndarray:
+        """See Transport."""
+        return super().read_at(place) if self._machine is None else self._machine.read_at(place)
 
     async def close(self) -> None:
         """See Transport. Needs no other rank; MPI itself is finalized when the process ends."""

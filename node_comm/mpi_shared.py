@@ -18,12 +18,12 @@ import numpy as np
 from mpi4py import MPI
 
 from node_comm.agreement import Call
-from node_comm.arrays import Description, dtype_name
+from node_comm.arrays import Description, describe, dtype_name
 from node_comm.errors import CommError
 from node_comm.mpi_messages import completed
 from node_comm.mpi_thread import Operation
 from node_comm.reduction import combine, slice_of
-from node_comm.segments import NAMELESS, Location, Mappings, Segment, SegmentPool, view
+from node_comm.segments import NAMELESS, Location, Mappings, Place, Segment, SegmentPool, view
 
 #: Arrays of fewer bytes are not worth the offers that have to be exchanged first.
 SMALLEST = 1 << 18
@@ -64,6 +64,7 @@ class SharedMemory:
         self._size = comm.Get_size()
         self._pool = SegmentPool(self._rank, IDLE, retire=lambda segment: None)
         self._mappings = Mappings()
+        self._read = Mappings()  # by the event loop's thread
         self._lock = threading.Lock()
 
     @classmethod
@@ -93,6 +94,19 @@ class SharedMemory:
         """An array that others can read and write where it lies; valid after `close` as well."""
         with self._lock:
             return self._pool.allocate(shape, dtype)
+
+    def place_of(self, array: np.ndarray) -> bytes | None:
+        """See Transport; for any thread."""
+        with self._lock:
+            found = self._pool.find(array)
+            if found is None:
+                return None
+            segment, offset = found
+            return Place(segment.location(offset), describe(array), self._pool.numbers).encode()
+
+    def read_at(self, place: bytes) -> np.ndarray:
+        """See Transport; for the event loop's thread."""
+        return self._read.read(Place.decode(place))
 
     def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root; all ranks have agreed on `call`. Arrays are flat."""
@@ -167,6 +181,7 @@ class SharedMemory:
         """Unmap what is others', and give back what is this rank's."""
         with self._lock:
             self._mappings.close()
+            self._read.close()
             self._pool.close()
 
 

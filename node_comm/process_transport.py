@@ -39,7 +39,7 @@ from node_comm.mailbox import Mailbox
 from node_comm.meetings import COORDINATOR, Meeting, Meetings
 from node_comm.queues import MAX_FRAME, Queues
 from node_comm.reduction import combine, slice_of
-from node_comm.segments import Location, Mappings, Segment, SegmentPool, offsets, view
+from node_comm.segments import Location, Mappings, Place, Segment, SegmentPool, offsets, view
 from node_comm.transport import Operation, Received, Transport
 
 _FRAME_OVERHEAD = 160  # bytes of a Post beside its header and payload, generously
@@ -122,6 +122,19 @@ class ProcessTransport(Transport):
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """A new array in shared memory, which other ranks read and write in place; valid after `close` as well."""
         return super().allocate(shape, dtype) if self._closed else self._pool.allocate(shape, dtype)
+
+    def place_of(self, array: np.ndarray) -> bytes | None:
+        """See Transport."""
+        found = self._pool.find(array)
+        if found is None:
+            return None
+        segment, offset = found
+        segment.readers |= set(range(self.size))
+        return Place(segment.location(offset), describe(array)).encode()
+
+    def read_at(self, place: bytes) -> np.ndarray:
+        """See Transport."""
+        return self._mappings.read(Place.decode(place))
 
     async def close(self) -> None:
         """Say goodbye and free the memory. Waits until large headers on their way have been read."""

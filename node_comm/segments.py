@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from node_comm.arrays import Description, parse_dtype
-from node_comm.errors import Disconnected, Unavailable
+from node_comm.errors import CommError, Disconnected, Unavailable
 
 #: Whether the system has memory files without names.
 NAMELESS = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
@@ -66,6 +66,30 @@ class Location(msgspec.Struct, frozen=True, array_like=True):
             os.close(descriptor)
             raise Disconnected(f"the memory of rank {self.owner} is gone: {self.path} is another file now")
         return descriptor
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """An array that others read where it lies. `live`: the owner's segments, where nobody hears otherwise that one is gone."""
+
+    location: Location
+    description: Description
+    live: list[int] | None = None
+
+    def encode(self) -> bytes:
+        """For `decode` in another process."""
+        return _ENCODER.encode(self)
+
+    @staticmethod
+    def decode(encoded: bytes) -> Place:
+        """What was encoded; CommError where it is nothing of the kind."""
+        try:
+            return _DECODER.decode(encoded)
+        except msgspec.MsgspecError as error:
+            raise CommError(f"this is no place of an array: {error}") from None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Place)
 
 
 class Segment:
@@ -216,6 +240,14 @@ class Mappings:
         if key not in self._mapped:
             self._mapped[key] = location.map()
         return view(self._mapped[key], location.offset, description)
+
+    def read(self, place: Place) -> np.ndarray:
+        """The array at `place`, read-only; Disconnected when the owner is gone."""
+        if place.live is not None:
+            self.keep(place.location.owner, place.live)
+        array = self.view(place.location, place.description)
+        array.flags.writeable = False
+        return array
 
     def forget(self, owner: int, number: int) -> None:
         """A segment is gone."""

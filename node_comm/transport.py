@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from node_comm.arrays import Into
-from node_comm.errors import Disconnected
+from node_comm.errors import CommError, Disconnected
 
 Operation = Literal["sum", "max", "min"]
 
@@ -87,6 +87,19 @@ class Transport(ABC):
         nbytes = math.prod(shape) * dtype.itemsize
         memory = np.empty(nbytes + 64, np.uint8)
         return np.ndarray(shape, dtype, memory, offset=-memory.ctypes.data % 64)
+
+    def place_of(self, array: np.ndarray) -> bytes | None:
+        """Where every other rank can read `array` without a copy, for `read_at` there: this rank tells them in a message.
+
+        For as long as the caller has `array`, which others see change. None where some rank cannot read this one's memory,
+        and for what is not C-contiguous or not from `allocate`.
+        """
+        return None
+
+    def read_at(self, place: bytes) -> np.ndarray:
+        """The array of another rank at that place, in its own memory, read-only; its content is no more defined once that rank
+        has let go of it. Raises Disconnected when that rank is gone."""
+        raise CommError("no rank of this world can read another one's memory")
 
     @abstractmethod
     async def close(self) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 from federation import kernels
 from federation.core.weights import Allocate, Arrays, Layout, Weights, aligned_empty, check_range, native_order, plain
 from federation.errors import Diverged, RoundError, UpdateError
+from node_comm.reduction import combine
 
 Reduction = Literal["exact", "float32", "float64"]
 
@@ -142,6 +143,14 @@ class UpdateSum(ABC):
         self.num_samples += count
         self.divisor += divisor
         self.count += 1
+
+    def take_in(self, others: Sequence[np.ndarray]) -> None:
+        """Add the first limbs of other ranks' sums to this one's."""
+        own = self._vectors[0]
+        parts = list(others) if self._is_fresh else [own, *others]
+        if others:
+            combine(parts, own, "sum")
+            self._is_fresh = False
 
     def mean_into(self, out: Weights) -> None:
         """Set `out` (which may be the start itself) to the weighted mean; means of integers are rounded to nearest.

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 import node_comm
+from federation import kernels
 from federation.core.aggregator import Aggregator
 from federation.core.learner import Learner
 from federation.core.types import TrainResult
@@ -59,6 +60,9 @@ from node_comm.node import Incoming, Lost, Node
 logger = logging.getLogger(__name__)
 
 SERVER = 0  #: the server's rank, in every world
+#: Global weights of so many bytes stay in the caches, and are read where the server has them; larger ones are copied once, since
+#: shared memory has small pages, and each client reads them twice.
+IN_PLACE_BYTES = 1 << 22
 HEARTBEAT = 5.0  #: seconds between signs of life
 #: What orders are called in a trace.
 _WORK: dict[type, str] = {WeightsFollow: "broadcast", Fit: "train", Collect: "reduce", FetchSum: "reduce", FetchUpdate: "reduce",
@@ -205,18 +209,26 @@ class ClientNode:
         node, host = self._node, self.host
         assert node is not None
         match incoming.message:
-            case WeightsFollow(layout=layout, num_model=num_model, keeps=keeps):
+            case WeightsFollow(layout=layout, num_model=num_model, keeps=keeps, place=place):
                 host.states.commit(keeps)
+                given = node.transport.read_at(place) if place else None
+                if given is not None and given.nbytes <= IN_PLACE_BYTES:
+                    host.start_from(Weights(Layout.from_dict(layout), given), num_model)
+                    return True
                 weights = host.expect(Layout.from_dict(layout), num_model)
-                if incoming.buffer is not None:
+                if given is not None:
+                    await compute(kernels.copy, weights.buffer, given)
+                elif incoming.buffer is not None:
                     weights.buffer[:] = incoming.buffer
                 else:
                     await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
             case Fit() as order:
                 report = await compute(host.fit, order)
                 with host.spans.span("reduce" if order.brings else "report"):
-                    brings = order.brings and report.limbs == 1
-                    await node.reply(incoming, report, host.updates.sum.limbs[0] if brings else None)
+                    total = host.updates.sum.limbs[0] if order.brings and report.limbs == 1 else None
+                    if total is not None and (place := node.transport.place_of(total) or b""):
+                        report, total = msgspec.structs.replace(report, place=place), None
+                    await node.reply(incoming, report, total)
             case Collect(limbs=limbs):
                 host.updates.sum.ensure_limbs(limbs)
                 for limb in host.updates.sum.limbs:

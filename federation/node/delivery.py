@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from federation.node.orders import Orders
@@ -20,11 +21,17 @@ class Delivery:
         self._moving: asyncio.Task[None] | None = None
 
     async def begin(self, orders: Orders, order: WeightsFollow, buffer: np.ndarray, ranks: Sequence[int], round: int) -> None:
-        """Send `order` and `buffer` (borrowed until they have `arrived`) to `ranks`; returns once `orders` may follow."""
+        """Send `order` and `buffer` to `ranks`; returns once `orders` may follow.
+
+        `buffer` is borrowed until they have `arrived`, or the next `begin` where ranks read it where it lies.
+        """
         node = orders.node
         node.transport.seal()
         sending: list[Coroutine[Any, Any, None]]
-        if is_direct(buffer.nbytes, ranks, node.transport):
+        place = node.transport.place_of(buffer)
+        if place is not None:
+            sending = [node.send(rank, msgspec.structs.replace(order, place=place)) for rank in ranks]
+        elif is_direct(buffer.nbytes, ranks, node.transport):
             sending = [node.send(rank, order, buffer) for rank in ranks]
         else:
             async with orders.deadline(round, "announcing the weights"):

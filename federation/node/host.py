@@ -81,7 +81,7 @@ class ClientHost:
     def expect(self, layout: Layout, num_model: int) -> Weights:
         """The buffer that the next broadcast is to be written into; reused while the layout stays."""
         weights = self.weights
-        if weights is None or weights.layout != layout:
+        if weights is None or weights.layout != layout or not weights.buffer.flags.writeable:
             weights = Weights.zeros(layout)
         self.start_from(weights, num_model)
         return weights

@@ -51,15 +51,18 @@ class Leave(Message, frozen=True):
 
 
 class WeightsFollow(Message, frozen=True):
-    """A broadcast of the global weights comes next; what clients proposed to keep is theirs now.
+    """New global weights; what clients proposed to keep is theirs now.
 
-    `layout` is `Layout.to_dict`; its first `num_model` arrays are the model's, the others are shared beside it.
+    `layout` is `Layout.to_dict`; its first `num_model` arrays are the model's, the others are shared beside it. The weights are
+    to be read at `place` (see Transport), until those that follow; where that is empty they travel beside this message, or
+    come next, in a broadcast.
     """
 
     layout: dict[str, Any]
     num_model: int
-    #: Over a network, the weights travel beside this message, and what was proposed counts for these clients alone.
+    #: Over a network, what was proposed counts for these clients alone.
     keeps: list[str] | None = None
+    place: bytes = b""
 
 
 class Fit(Message, frozen=True):
@@ -70,7 +73,7 @@ class Fit(Message, frozen=True):
     weighs each update by a rule of its own. `deadline` seconds after it has begun, a rank begins no further client; those
     are in no report. With `goes_on`, these clients are trained beside those of the order before, of the same round: sums
     and rows go on. With a `compression`, updates count as a receiver unpacks them; where they are to be fetched `packed`,
-    they are kept for that. A report that `brings` the rank's sum has it beside it, if that is one word.
+    they are kept for that. A report that `brings` the rank's sum says where it is, if that is one word.
     """
 
     round: int
@@ -117,6 +120,7 @@ class FitReport(Message, frozen=True):
 
     `metrics` is `MetricSum.to_dict`; `limbs` the number of words in the widest sum; `refused` names an update that
     does not fit the model, which ends the run. `spans` are what the rank did since it reported last, where a trace is wanted.
+    A sum that was asked for with the report is to be read at `place`, until the next order; else it is beside the report.
     """
 
     outcomes: list[Outcome]
@@ -126,6 +130,7 @@ class FitReport(Message, frozen=True):
     seconds: float
     refused: str = ""
     spans: list[Span] = msgspec.field(default_factory=list)
+    place: bytes = b""
 
 
 class Collect(Message, frozen=True):

@@ -236,10 +236,10 @@ class ServerNode:
                       for rank in self.ranks}
             run = compute if shares.get(0) or not sums else at_once
             reporting = await self.orders.give(orders, FitReport, lambda order: run(self.host.fit, order), plan.round, sums)
-        return asyncio.create_task(self._trained(plan, shares, reporting, list(sums.values())))
+        return asyncio.create_task(self._trained(plan, shares, reporting, sums))
 
     async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
-                       sums: Sequence[np.ndarray]) -> Fitted:
+                       sums: Mapping[int, np.ndarray]) -> Fitted:
         try:
             await self.weights_arrived()
         except BaseException:
@@ -251,7 +251,10 @@ class ServerNode:
         self.placement.observe(reports)
         keeping = [outcome.client_id for outcome in fitted.outcomes if outcome.keeps]
         self.states.propose({client_id: fitted.ranks[client_id] for client_id in keeping})
-        return replace(fitted, sums=sums) if fitted.limbs == 1 else fitted
+        if fitted.limbs > 1:  # in words of which reports bring none
+            return fitted
+        read_at = self.node.transport.read_at
+        return replace(fitted, sums=[read_at(reports[rank].place) if reports[rank].place else room for rank, room in sums.items()])
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         """What the ranks report that were given these `shares`."""
@@ -272,8 +275,7 @@ class ServerNode:
         total.divisor = divisor(math.fsum(outcome.divisor for outcome in fitted.outcomes))
 
         def finish() -> None:
-            for part in fitted.sums:
-                total.limbs[0] += part
+            total.take_in(fitted.sums)
             total.mean_into(out)
 
         await (at_once if fitted.sums else compute)(finish)  # sums that come with the reports are small
@@ -489,7 +491,7 @@ class ServerNode:
         """A plain sequence as Weights, under the names that earlier weights had."""
         if self.host.weights is None:
             return Weights.of(arrays)
-        weights = Weights.zeros(self.host.weights.layout)
+        weights = self.new_weights(self.host.weights.layout)
         weights.copy_from(arrays, who="broadcast_weights")
         return weights
 

@@ -21,9 +21,20 @@ from node_comm.memory import MemoryTransport
 from tests.node.worlds import Arrays, constant, f32, in_world, names
 
 
-@pytest.fixture(autouse=True, params=[0, 1 << 22], ids=["collectives", "messages"])
-def direct_bytes(request, monkeypatch):
-    monkeypatch.setattr(MemoryTransport, "direct_bytes", request.param)
+@pytest.fixture(autouse=True, params=["collectives", "messages", "in place"])
+def way(request, monkeypatch):
+    """How weights and sums get to other ranks: in messages or collectives, or not at all, since these read them where they lie."""
+    monkeypatch.setattr(MemoryTransport, "direct_bytes", 0 if request.param == "collectives" else 1 << 22)
+    if request.param == "in place":
+        arrays: list[np.ndarray] = []
+
+        def place_of(transport, array):
+            arrays.append(array.view())
+            arrays[-1].flags.writeable = False
+            return b"%d" % (len(arrays) - 1)
+
+        monkeypatch.setattr(MemoryTransport, "place_of", place_of)
+        monkeypatch.setattr(MemoryTransport, "read_at", lambda transport, place: arrays[int(place)])
     return request.param
 
 
@@ -275,14 +286,14 @@ def test_an_update_of_several_words_and_a_rank_without_clients():
     assert in_world({"w": f32(0)}, answers, program) == [(4, [2.0**89]), (1, [0.375]), (1, [0.75])]
 
 
-def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(direct_bytes, monkeypatch):
+def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(way, monkeypatch):
     """Training may be ordered while the weights are on their way; nobody waits for that but who says so."""
-    verb = "send" if direct_bytes else "broadcast"
+    verb, times = ("broadcast", 1) if way == "collectives" else ("send", 2)
     original, held, passed = getattr(MemoryTransport, verb), [], []
 
     async def slow(self, *args, **kwargs):
         await original(self, *args, **kwargs)
-        if self.rank == 0 and (verb == "broadcast" or args[2] is not None):
+        if self.rank == 0 and (verb == "broadcast" or b"WeightsFollow" in args[1]):
             held.append(1)
             await asyncio.sleep(0.05)  # the buffer is borrowed for as long
             passed.append(1)
@@ -293,9 +304,9 @@ def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(direct_bytes
     async def program(server):
         for number in range(1, 4):
             await server.begin_broadcast(Weights.of({"w": f32(10 * number)}))
-            assert len(passed) < number * (2 if direct_bytes else 1)
+            assert len(passed) < number * times
             fitted = await server.fit(Plan(number, server.get_connected_clients()))
-            assert len(held) == len(passed) == number * (2 if direct_bytes else 1)
+            assert len(held) == len(passed) == number * times
             mean = Weights.zeros(server.weights.layout)
             await server.mean(fitted, out=mean)
             assert mean["w"].tolist() == [10 * number + 1]
@@ -304,7 +315,7 @@ def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(direct_bytes
     assert in_world({"w": f32(0)}, answers, program)
 
 
-def test_one_order_one_broadcast_one_reduction_a_round(direct_bytes):
+def test_one_order_one_broadcast_one_reduction_a_round(way):
     """The operations of FedAvg, counted at the transport of rank 0 over five rounds and four ranks."""
     counted: dict[str, int] = {}
 
@@ -329,8 +340,8 @@ def test_one_order_one_broadcast_one_reduction_a_round(direct_bytes):
 
     found = in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(4)}, program, wrap=count)
     first = 1  # the initial weights
-    if direct_bytes:
-        # To each of four ranks: the weights, and whom to train; sums come with the reports.
+    if way != "collectives":
+        # To each of four ranks: the weights (or where they are), and whom to train; sums come with the reports.
         assert found == {"send": 4 * (5 * 2 + first)}
         return
     assert found.get("broadcast") == 5 + first

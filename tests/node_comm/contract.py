@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from node_comm.arrays import Description
-from node_comm.errors import AddressError, BufferMismatch, Disconnected
+from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
 from node_comm.transport import REDUCIBLE, Transport
 
 Check = Callable[[Transport], Awaitable[None]]
@@ -566,6 +566,35 @@ async def check_allocate(transport: Transport) -> None:
                 assert (target == rank).all()
 
 
+async def check_arrays_are_read_where_they_lie(transport: Transport) -> None:
+    """Where ranks can read each other's memory, a place is all that they are told: no copy, and what changes is seen."""
+    for shape, dtype in (((3,), "float32"), ((40, 50), "int64"), ((1 << 19,), "uint8"), ((6,), "bfloat16")):
+        memory = transport.allocate((2, *shape), dtype_of(dtype))
+        memory[1] = sample(dtype, shape, transport.rank)
+        place = transport.place_of(memory[1])
+        assert transport.place_of(np.zeros(3)) is None, "ordinary memory"
+        assert transport.place_of(memory[:, ::2]) is None, "it has gaps"
+        for root in range(transport.size):
+            if transport.rank == root:
+                await asyncio.gather(*(transport.send(rank, place or b"none") for rank in range(transport.size)))
+            given = (await transport.recv(root)).header
+            assert (given == b"none") == (place is None), "all ranks can, or none"
+            if place is not None:
+                array = transport.read_at(given)
+                assert_same(array, sample(dtype, shape, root))
+                assert not array.flags.writeable
+                await transport.barrier()
+                memory[1] = sample(dtype, shape, transport.rank + 1)
+                await transport.barrier()
+                assert_same(array, sample(dtype, shape, root + 1))
+                assert_same(transport.read_at(given), sample(dtype, shape, root + 1))
+                await transport.barrier()
+                memory[1] = sample(dtype, shape, transport.rank)
+                await transport.barrier()
+    with pytest.raises(CommError):
+        transport.read_at(b"nonsense")
+
+
 async def check_cancelled_receive(transport: Transport) -> None:
     """Cancelling a receive ends it; closing is then allowed."""
     with pytest.raises(TimeoutError):
@@ -601,7 +630,7 @@ CHECKS: list[Check] = [
     check_what_cannot_be_sent, check_broadcast, check_reduce, check_reduce_in_place,
     check_reduce_of_mixed_memory_orders, check_gather, check_alltoall, check_barrier_waits_for_all,
     check_messages_and_collectives_side_by_side, check_disagreement_reaches_every_rank,
-    check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate]
+    check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate, check_arrays_are_read_where_they_lie]
 CLOSING_CHECKS: list[Check] = [check_cancelled_receive, check_close]
 
 

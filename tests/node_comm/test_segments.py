@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from node_comm.arrays import describe
-from node_comm.errors import Disconnected
+from node_comm.errors import CommError, Disconnected
 from node_comm.queues import MAX_FRAME, Queues
-from node_comm.segments import NAMELESS, Mappings, Segment, SegmentPool, offsets
+from node_comm.segments import NAMELESS, Mappings, Place, Segment, SegmentPool, offsets
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 
@@ -99,6 +99,27 @@ def test_mappings_are_kept_until_forgotten() -> None:
     mappings.forget(5, segment.number)
     assert len(os.listdir("/proc/self/fd")) == before
     pool.close()
+
+
+def test_a_place_says_which_segments_there_still_are() -> None:
+    """So that nobody keeps memory mapped that its owner has let go of, where no message says so."""
+    pool, mappings = SegmentPool(5, 2, lambda segment: None), Mappings()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        array = pool.allocate((10,), np.dtype(np.int64))
+        array[:] = number
+        found = pool.find(array)
+        assert found is not None
+        place = Place(found[0].location(found[1]), describe(array), pool.numbers).encode()
+        seen = mappings.read(Place.decode(place))
+        assert seen.tolist() == [number] * 10
+        del array
+        assert seen.tolist() == [number] * 10  # for as long as somebody has it
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # the last segment's own, and the mapping of it
+    pool.close()
+    mappings.close()
+    with pytest.raises(CommError, match="no place"):
+        Place.decode(b"nonsense")
 
 
 def test_offsets_are_aligned() -> None:
