@@ -52,21 +52,27 @@ def broadcast_call(rank: int, size: int, buffer: np.ndarray, root: int) -> Call:
     return Call("broadcast", root, "", _describe([buffer]), (), _problem([buffer], check))
 
 
-def reduce_call(rank: int, size: int, buffer: np.ndarray, out: np.ndarray | None, root: int, operation: str) -> Call:
-    """Entry into a reduction: every rank gives `buffer`, the root has `out` filled."""
+def reduce_call(rank: int, size: int, buffer: np.ndarray | None, out: np.ndarray | None, root: int, operation: str) -> Call:
+    """Entry into a reduction: every rank gives `buffer` (the root may give None), the root has `out` filled."""
+    like = buffer if buffer is not None else out if rank == root else None
+
     def check() -> None:
         _check_root(root, size)
-        if buffer.dtype not in REDUCIBLE:
-            raise BufferMismatch(f"reduce cannot combine {describe(buffer)}: it takes "
+        if like is None or (buffer is None and size == 1):
+            raise BufferMismatch("nothing is given to a reduce; only the root may have nothing of its own, where it has out "
+                                 "and is not alone")
+        if like.dtype not in REDUCIBLE:
+            raise BufferMismatch(f"reduce cannot combine {describe(like)}: it takes "
                                  f"{', '.join(sorted(str(dtype) for dtype in REDUCIBLE))}")
         if operation not in ("sum", "max", "min"):
             raise BufferMismatch(f"unknown reduce operation {operation!r}: it must be sum, max or min")
         if rank == root:
             if out is None:
                 raise BufferMismatch("the root of a reduce must give out, the array for the result")
-            check_writable(out, describe(buffer))
+            check_writable(out, describe(like))
 
-    return Call("reduce", root, operation, _describe([buffer]), (), _problem([buffer], check))
+    arrays = [] if like is None else [like]
+    return Call("reduce", root, operation, _describe(arrays), (), _problem(arrays, check))
 
 
 def gather_call(rank: int, size: int, buffer: np.ndarray, out: Sequence[np.ndarray] | None, root: int) -> Call:

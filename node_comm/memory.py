@@ -230,7 +230,7 @@ def _move(call: Call, ranks: Sequence[_Buffers]) -> None:
             if rank != root:
                 np.copyto(buffers.given[0], ranks[root].given[0])
     elif call.kind == "reduce":
-        parts = [packed(buffers.given[0]).reshape(-1) for buffers in ranks]
+        parts = [packed(array).reshape(-1) for buffers in ranks for array in buffers.given]
         combine(parts, ranks[root].out[0].reshape(-1), cast(Operation, call.operation))
     elif call.kind == "gather":
         for target, buffers in zip(ranks[root].out, ranks, strict=True):
@@ -337,11 +337,11 @@ class MemoryTransport(Transport):
         """One copy for each rank but the root."""
         await self._enter(broadcast_call(self.rank, self.size, buffer, root), _Buffers([buffer]))
 
-    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+    async def reduce(self, buffer: np.ndarray | None, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
         """Combined in rank order, so that floating-point results depend on the number of ranks alone."""
         call = reduce_call(self.rank, self.size, buffer, out, root, operation)
-        await self._enter(call, _Buffers([buffer], [] if out is None else [out]))
+        await self._enter(call, _Buffers([] if buffer is None else [buffer], [] if out is None else [out]))
 
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         """One copy for each rank."""

@@ -252,11 +252,12 @@ class MPITransport(Transport):
         flat = _NOTHING if call.problem else as_bytes(packed(buffer))
         await self._collective(self._collectives.broadcast(call, flat))
 
-    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+    async def reduce(self, buffer: np.ndarray | None, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
         call = reduce_call(self.rank, self.size, buffer, out, root, operation)
         target = out.reshape(-1) if out is not None and self.rank == root and not call.problem else None
-        await self._collective(self._collectives.reduce(call, packed(buffer).reshape(-1), target))
+        flat = None if buffer is None else packed(buffer).reshape(-1)
+        await self._collective(self._collectives.reduce(call, flat, target))
 
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         call = gather_call(self.rank, self.size, buffer, out, root)

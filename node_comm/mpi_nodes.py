@@ -22,7 +22,7 @@ from node_comm.mpi_collectives import REDUCE_PIECE_BYTES, reduce_in_pieces, redu
 from node_comm.mpi_messages import completed
 from node_comm.mpi_shared import SharedMemory
 from node_comm.mpi_thread import Operation
-from node_comm.reduction import combine
+from node_comm.reduction import a_like, combine
 
 #: So many pieces may lie combined, and wait for those before them to have travelled.
 AHEAD = 8
@@ -79,7 +79,7 @@ class Nodes:
         """An array that the ranks of this machine can read and write where it lies; None where there are no others."""
         return None if self._shared is None else self._shared.allocate(shape, dtype)
 
-    def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
+    def reduce(self, call: Call, flat: np.ndarray | None, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root; all ranks have agreed on `call`. Arrays are flat.
 
         The ranks of a machine are combined in their order, then the machines as MPI_Reduce does it: the same in each run of
@@ -87,17 +87,18 @@ class Nodes:
         """
         head = self._heads[call.root]
         machine = sorted(set(self._heads)).index(head)
-        length = max(1, min(REDUCE_PIECE_BYTES, self._max_chunk_bytes) // flat.itemsize)
+        like = a_like(flat, out)
+        length = max(1, min(REDUCE_PIECE_BYTES, self._max_chunk_bytes) // like.itemsize)
         if self._shared is None:
             reduce_in_pieces(self._leaders, flat, out, call.operation, machine, length)
             return
         is_here = head == self._heads[self._rank]
         root = self._heads[:call.root].count(head) if is_here else None
-        bounds = list(pairwise([*range(0, flat.size, length), flat.size]))
+        bounds = list(pairwise([*range(0, like.size, length), like.size]))
         combiners = min(self._size - 1, COMBINERS)
         kept = min(len(bounds), combiners * (1 + -(-AHEAD // combiners)))
-        with self._shared.opened(flat, out, root, kept * length * flat.itemsize) as memory:
-            pieces = memory.scratch.view(flat.dtype).reshape(kept, length)
+        with self._shared.opened(flat, out, root, kept * length * like.itemsize) as memory:
+            pieces = memory.scratch.view(like.dtype).reshape(kept, length)
             if self._place == 0:
                 yield from self._lead(call, machine, bounds, pieces, combiners, memory.result)
             elif self._place <= combiners:

@@ -22,7 +22,7 @@ from node_comm.arrays import Description, describe, dtype_name
 from node_comm.errors import CommError
 from node_comm.mpi_messages import completed
 from node_comm.mpi_thread import Operation
-from node_comm.reduction import combine, slice_of
+from node_comm.reduction import a_like, combine, slice_of
 from node_comm.segments import NAMELESS, Location, Mappings, Place, Segment, SegmentPool, view
 
 #: Arrays of fewer bytes are not worth the offers that have to be exchanged first.
@@ -36,7 +36,7 @@ _TOKEN = 16
 class _Offer(msgspec.Struct, frozen=True, array_like=True):
     """Where a rank's array lies, where the root's result goes, what it lends to all, and which of its segments there are."""
 
-    given: Location
+    given: Location | None
     result: Location | None
     scratch: Location | None
     live: list[int]
@@ -45,7 +45,8 @@ class _Offer(msgspec.Struct, frozen=True, array_like=True):
 class Opened(NamedTuple):
     """Memory of all ranks, seen by one of them: flat arrays of one dtype and length, but for `scratch`.
 
-    `given` are the ranks' arrays, in rank order; `result` is where the root wants the result, None without a root;
+    `given` are the arrays of the ranks that give one, in rank order; `result` is where the root wants the result, None without
+    a root;
     `scratch` is memory (uint8) of rank 0 for all to use, its content undefined.
     """
 
@@ -108,10 +109,10 @@ class SharedMemory:
         """See Transport; for the event loop's thread."""
         return self._read.read(Place.decode(place))
 
-    def reduce(self, call: Call, flat: np.ndarray, out: np.ndarray | None) -> Operation[None]:
+    def reduce(self, call: Call, flat: np.ndarray | None, out: np.ndarray | None) -> Operation[None]:
         """Combine the arrays elementwise into `out`, given at the root; all ranks have agreed on `call`. Arrays are flat."""
         with self.opened(flat, out, call.root) as memory:
-            begin, end = slice_of(flat.size, (self._rank - call.root) % self._size, self._size)
+            begin, end = slice_of(a_like(flat, out).size, (self._rank - call.root) % self._size, self._size)
             if begin < end:
                 assert memory.result is not None, "the root has a place for the result"
                 combine([given[begin:end] for given in memory.given], memory.result[begin:end],
@@ -119,24 +120,28 @@ class SharedMemory:
             yield from completed([self._comm.Ibarrier()])
 
     @contextlib.contextmanager
-    def opened(self, flat: np.ndarray, out: np.ndarray | None, root: int | None, scratch_bytes: int = 0) -> Iterator[Opened]:
+    def opened(self, flat: np.ndarray | None, out: np.ndarray | None, root: int | None, scratch_bytes: int = 0) -> Iterator[Opened]:
         """For all ranks together: each one's `flat` array, the root's `out` (None without a root), `scratch_bytes` of rank 0.
 
-        Whoever leaves has to know that all are done: a rank's array is its own again, and `out` is filled. The root's
-        `out` may be its array, or overlap it; what is written to `result` meanwhile overwrites at most the same elements.
+        The root may have no array of its own. Whoever leaves has to know that all are done: a rank's array is its own again,
+        and `out` is filled. The root's `out` may be its array, or overlap it; what is written to `result` meanwhile overwrites
+        at most the same elements.
         """
-        like = Description(dtype_name(flat.dtype), (flat.size,))
+        mine = a_like(flat, out)
+        like = Description(dtype_name(mine.dtype), (mine.size,))
         lent: list[Segment] = []
         result: np.ndarray | None = None
         try:
             with self._lock:
-                segment, offset, is_lent = self._pool.place_for(flat)
-                if is_lent:
-                    lent.append(segment)
-                    view(segment.memory, offset, like)[:] = flat
-                given, place, scratch = segment.location(offset), None, None
+                given, place, scratch = None, None, None
+                if flat is not None:
+                    segment, offset, is_lent = self._pool.place_for(flat)
+                    if is_lent:
+                        lent.append(segment)
+                        view(segment.memory, offset, like)[:] = flat
+                    given = segment.location(offset)
                 if out is not None:
-                    if out.ctypes.data != flat.ctypes.data and np.may_share_memory(flat, out):
+                    if out.ctypes.data != mine.ctypes.data and np.may_share_memory(mine, out):
                         segment, offset, is_lent = self._pool.lend(out.nbytes), 0, True
                     else:
                         segment, offset, is_lent = self._pool.place_for(out)
@@ -152,7 +157,8 @@ class SharedMemory:
             offers = [msgspec.msgpack.decode(each, type=_Offer) for each in gathered(self._comm, msgspec.msgpack.encode(offer))]
             for rank, each in enumerate(offers):
                 self._mappings.keep(rank, each.live)
-            parts = [flat if rank == self._rank else self._mappings.view(each.given, like) for rank, each in enumerate(offers)]
+            parts = [flat if rank == self._rank and flat is not None else self._mappings.view(each.given, like)
+                     for rank, each in enumerate(offers) if each.given is not None]
             yield Opened(parts, self._target(offers, root, out if result is None else result, like),
                          self._scratch(offers[0], scratch_bytes))
             if result is not None and out is not None:

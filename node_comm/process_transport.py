@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import numpy as np
@@ -182,24 +183,28 @@ class ProcessTransport(Transport):
                 np.copyto(buffer, self._mappings.view(meeting.places[root][0], describe(buffer)))
             await self._meetings.finish(meeting, wait=self.rank == root)
 
-    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+    async def reduce(self, buffer: np.ndarray | None, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
         """Each rank combines a slice of all parts, in rank order, and writes it into the root's memory."""
         call = reduce_call(self.rank, self.size, buffer, out, root, operation)
-        begin, end = slice_of(buffer.size, (self.rank - root) % self.size, self.size)
+        given = [] if buffer is None else [buffer]
+        count = math.prod(call.given[0].shape) if call.given else 0
+        begin, end = slice_of(count, (self.rank - root) % self.size, self.size)
         is_root = self.rank == root and out is not None
-        others_work = is_root and end < buffer.size
-        async with self._collective(call, [buffer], out if others_work else None) as meeting:
-            flat = Description(call.given[0].dtype, (buffer.size,))
+        others_work = slice_of(count, 0, self.size)[1] < count
+        async with self._collective(call, given, out if is_root and others_work else None) as meeting:
+            flat = Description(call.given[0].dtype, (count,))
             if begin < end:
-                parts = [packed(buffer).reshape(-1) if rank == self.rank else self._mappings.view(places[0], flat)
-                         for rank, places in enumerate(meeting.places)]
+                own = [packed(array).reshape(-1) for array in given]
+                parts = [part for rank, places in enumerate(meeting.places) for part in (
+                    own if rank == self.rank else
+                    [self._mappings.view(place, flat) for place in places[:len(places) - (rank == root and others_work)]])]
                 target = out.reshape(-1) if is_root and out is not None else self._mappings.view(
-                    meeting.places[root][1], flat)
+                    meeting.places[root][-1], flat)
                 combine([part[begin:end] for part in parts], target[begin:end], operation)
             await self._meetings.finish(meeting)
-            if others_work and out is not None and self._pool.find(out) is None:
-                out.reshape(-1)[end:] = self._pool.view(meeting.places[root][1], flat)[end:]
+            if is_root and others_work and out is not None and self._pool.find(out) is None:
+                out.reshape(-1)[end:] = self._pool.view(meeting.places[root][-1], flat)[end:]
 
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         """Every rank writes its part into shared memory, the root copies them out."""

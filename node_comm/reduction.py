@@ -36,6 +36,24 @@ def combine(parts: Sequence[np.ndarray], out: np.ndarray, operation: Operation) 
         if block is not None:
             np.copyto(out[begin:end], partial)
 
+
+def a_like(flat: np.ndarray | None, out: np.ndarray | None) -> np.ndarray:
+    """What every rank of a reduction has one of: a flat array of its dtype and length."""
+    like = out if flat is None else flat
+    assert like is not None, "a rank that gives nothing is the root, which has out"
+    return like
+
+
+def neutral(like: np.ndarray, operation: str, length: int) -> np.ndarray:
+    """So many elements that change nothing that they are combined with."""
+    if operation == "sum":
+        return np.zeros(length, like.dtype)
+    if like.dtype.kind == "f":
+        return np.full(length, -np.inf if operation == "max" else np.inf, like.dtype)
+    limits = np.iinfo(like.dtype)
+    return np.full(length, limits.min if operation == "max" else limits.max, like.dtype)
+
+
 def slice_of(count: int, index: int, size: int) -> tuple[int, int]:
     """Begin and end of the slice of `count` elements that worker `index` of `size` combines; the first gets most."""
     units = -(-count // SLICE)

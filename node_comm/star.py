@@ -149,7 +149,7 @@ class Star(Transport):
         """Not here: `send_all`."""
         raise _no_collectives()
 
-    async def reduce(self, buffer: np.ndarray, out: np.ndarray | None = None, root: int = 0,
+    async def reduce(self, buffer: np.ndarray | None, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
         """Not here: requests whose replies are added up, see `wire.Adding`."""
         raise _no_collectives()

@@ -89,6 +89,19 @@ class UpdateSum(ABC):
             self._is_fresh = False
         return self._vectors[:self._in_use]
 
+    @property
+    def num_limbs(self) -> int:
+        """How many limbs there are."""
+        return self._in_use
+
+    def hand_over(self) -> tuple[bool, list[np.ndarray]]:
+        """Whether this rank has added nothing, and its limbs, for the sum over ranks to be written into.
+
+        What the first one holds is undefined where nothing was added, the others are as they were: see `reset`.
+        """
+        is_empty, self._is_fresh = self._is_fresh, False
+        return is_empty, self._vectors[:self._in_use]
+
     def reset(self, start: Weights, total_samples: int | None = None, cohort_size: int | None = None,
               peaks: Sequence[float] | None = None) -> None:
         """Begin a new round, on the same memory; the numbers stay what they were unless given.

@@ -369,8 +369,10 @@ class ServerNode:
         async with self.orders.deadline(order.round, "the reduction of the updates"):
             await self.tell(order)
             if self.members.ranks:
-                for limb in total.limbs:
-                    await self.node.attend(self.node.transport.reduce(limb, out=limb, root=0))
+                has_none, limbs = total.hand_over()
+                for word, limb in enumerate(limbs):
+                    own = None if has_none and word == 0 else limb
+                    await self.node.attend(self.node.transport.reduce(own, out=limb, root=0))
         return total
 
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:

@@ -105,7 +105,7 @@ class Updates:
         for client_id, coefficient in order.coefficients.items():
             total.add(client_id, self._rows[client_id][0], 1, Contribution(coefficient, 0.0))
         self._sum, self._sum_kind = total, None
-        return Combined(limbs=len(total.limbs))
+        return Combined(limbs=total.num_limbs)
 
     @property
     def sum(self) -> UpdateSum:
@@ -116,7 +116,7 @@ class Updates:
     @property
     def limbs(self) -> int:
         """The words of the sum of this round; 0 where it has none."""
-        return len(self.sum.limbs) if self._begun[0].needs == "mean" else 0
+        return self.sum.num_limbs if self._begun[0].needs == "mean" else 0
 
     @property
     def packing(self) -> Packing:

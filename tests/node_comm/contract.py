@@ -367,6 +367,34 @@ async def check_reduce_in_place(transport: Transport) -> None:
             assert_same(mine, np.arange(count, dtype=np.int64) * factor)
 
 
+async def check_reduce_of_what_the_others_give(transport: Transport) -> None:
+    """The root may have nothing of its own: what it has in `out` does not count. Nobody else may, nor a root that is alone."""
+    for number, (dtype, count) in enumerate((("int64", 3), ("int64", 400_001), ("float32", 600_000), ("uint8", 5), ("int8", 7))):
+        parts = [sample(dtype, (count,), rank) + 1 for rank in range(transport.size)]
+        root = number % transport.size
+        for operation, combine in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+            out = transport.allocate((count,), np.dtype(dtype)) if operation == "sum" else np.empty(count, dtype)
+            out[:] = 0 if operation == "min" else 77
+            is_root = transport.rank == root
+            given = transport.reduce(None if is_root else parts[transport.rank], out if is_root else None, root,
+                                     operation)  # type: ignore[arg-type]
+            if transport.size == 1:
+                with pytest.raises(BufferMismatch, match="nothing is given"):
+                    await given
+                continue
+            await given
+            if is_root:
+                others = [part for rank, part in enumerate(parts) if rank != root]
+                assert_same(out, combine.reduce(others).astype(dtype))
+            else:
+                assert_same(parts[transport.rank], sample(dtype, (count,), transport.rank) + 1)
+    if transport.size > 1:
+        ones, is_last = np.ones(3), transport.rank == transport.size - 1
+        await expect_mismatch(transport, lambda: transport.reduce(None if is_last else ones, ones), "nothing is given")
+        own = None if transport.rank == 0 else ones
+        await expect_mismatch(transport, lambda: transport.reduce(own, np.ones(4)), "(4,)", "(3,)")
+
+
 async def check_reduce_of_mixed_memory_orders(transport: Transport) -> None:
     """S-COMM-01: ranks that hold the same values in different memory orders get the right sum, in place by place."""
     values = np.array([[0, 1, 2], [3, 4, 5]], np.float64)
@@ -628,6 +656,7 @@ CHECKS: list[Check] = [
     check_sending_to_oneself_does_not_wait, check_buffers_are_only_borrowed, check_many_messages_keep_their_order,
     check_recv_by_source, check_rounds_do_not_mix, check_big_exchange_in_both_directions, check_payload_sizes,
     check_what_cannot_be_sent, check_broadcast, check_reduce, check_reduce_in_place,
+    check_reduce_of_what_the_others_give,
     check_reduce_of_mixed_memory_orders, check_gather, check_alltoall, check_barrier_waits_for_all,
     check_messages_and_collectives_side_by_side, check_disagreement_reaches_every_rank,
     check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate, check_arrays_are_read_where_they_lie]
