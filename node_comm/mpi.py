@@ -50,6 +50,8 @@ COMMUNICATORS = 3
 DIRECT_BYTES = 1 << 22
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
+#: What is still to be sent when the transport is closed gets so long (seconds): a rank that is gone takes nothing.
+SEND_SECONDS = 1.0
 #: A rank that ends the job waits so long (seconds) for its own thread, and under ULFM for the others to hear of it.
 END_SECONDS = 5.0
 
@@ -210,6 +212,7 @@ class MPITransport(Transport):
         self._revocable = [messages, collectives, *(shared.comms if shared is not None else ())]
         self._collectives = Collectives(collectives, max_chunk_bytes, shared)
         self._exits = Collectives(exits, max_chunk_bytes)
+        self._sending: set[asyncio.Future[None]] = set()  # messages that nobody waits for
         self._turn = asyncio.Lock()
         self._tags = itertools.cycle(range(1, 32768))
         self._bells = bells
@@ -218,6 +221,7 @@ class MPITransport(Transport):
         self._thread = OperationThread("node_comm MPI", self._as_comm_error, bells, listen)
 
     async def send(self, dest: int, header: bytes, buffer: np.ndarray | None = None) -> None:
+        """See Transport. Without a buffer it returns at once, and what goes wrong later ends the transport."""
         from node_comm.mpi_messages import Frame
 
         self._check_rank(dest)
@@ -229,6 +233,10 @@ class MPITransport(Transport):
         frame = Frame(bytes(header), description, payload.size, next(self._tags))
         if dest == self.rank:  # received by whoever comes later, maybe by the same task: the buffer cannot be lent
             await self._run(self._messages.send_here(frame, payload.copy()))
+        elif buffer is None:
+            sending = self._thread.begin(self._messages.send(dest, frame, payload), [dest])
+            self._sending.add(sending)
+            sending.add_done_callback(self._sent)
         else:
             await self._run(self._messages.send(dest, frame, payload), [dest])
 
@@ -293,7 +301,9 @@ class MPITransport(Transport):
             self._bells.close()
 
     async def _stop(self) -> bool:
-        """End the thread, and close what only it uses; False if it does not end."""
+        """End the thread, once messages are on their way, and close what only it uses; False if it does not end."""
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=SEND_SECONDS)
         if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
             return False
@@ -403,6 +413,12 @@ class MPITransport(Transport):
         except asyncio.CancelledError:
             self._thread.end(Disconnected("a call on this MPI transport was cancelled, so it cannot be used any more"))
             raise
+
+    def _sent(self, sending: asyncio.Future[None]) -> None:
+        self._sending.discard(sending)
+        error = None if sending.cancelled() else sending.exception()
+        if error is not None:
+            self._thread.end(error if isinstance(error, Disconnected) else Disconnected(f"a message could not be sent: {error}"))
 
     async def _collective(self, operation: mpi_thread.Operation[None]) -> None:
         async with self._turn:  # ranks must enter collectives in one order: that of the calls

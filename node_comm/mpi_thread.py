@@ -109,12 +109,17 @@ class OperationThread:
         `partners` (None: all) are the ranks that are woken when it has begun, when a part of it is done, and when it ends.
         `awaits_ring`: nothing happens to it before another rank has done something that rings.
         """
+        return await self.begin(operation, partners, awaits_ring=awaits_ring)
+
+    def begin(self, operation: Operation[Result], partners: Sequence[int] | None = (), *,
+              awaits_ring: bool = False) -> asyncio.Future[Result]:
+        """The first half of `run`: hand `operation` over; its result comes in the future."""
         if self._ended is not None:
             raise Disconnected(*self._ended.args)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._put(_Job(operation, loop, future, partners, awaits_ring))
-        return await future
+        return future
 
     def end(self, reason: Disconnected) -> None:
         """Stop soon: pending and later calls of `run` raise Disconnected with the text of the first `reason` given."""

@@ -6,7 +6,8 @@ A transport never keeps an array: it reads or writes a buffer only until the `aw
 Rules that the contract tests check on every transport:
 
 - Messages from one rank to another arrive in the order in which they were sent, whole, once.
-- `send` may wait until the receiver takes the message (no send relies on buffering). Two ranks that exchange
+- `send` of an array may wait until the receiver takes the message (no send relies on buffering); what has none waits for nobody
+  in a world without networks between. Two ranks that exchange
   arrays await their send and their receive together, e.g. with `asyncio.gather`.
 - A send to oneself never waits for the receive; what was sent is kept until then.
 - Collectives are entered by all ranks, in the same order, and may be awaited while messages are in flight.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -27,16 +26,14 @@ class Delivery:
         """
         node = orders.node
         node.transport.seal()
-        sending: list[Coroutine[Any, Any, None]]
-        place = node.transport.place_of(buffer)
-        if place is not None:
-            sending = [node.send(rank, msgspec.structs.replace(order, place=place)) for rank in ranks]
-        elif is_direct(buffer.nbytes, ranks, node.transport):
-            sending = [node.send(rank, order, buffer) for rank in ranks]
-        else:
+        place = node.transport.place_of(buffer) or b""
+        is_sent = not place and is_direct(buffer.nbytes, ranks, node.transport)
+        if not is_sent:
             async with orders.deadline(round, "announcing the weights"):
-                await asyncio.gather(*(node.send(rank, order) for rank in ranks))
-            sending = [node.transport.broadcast(buffer, root=0)]
+                await orders.tell(ranks, msgspec.structs.replace(order, place=place))
+        if place:
+            return
+        sending = [node.send(rank, order, buffer) for rank in ranks] if is_sent else [node.transport.broadcast(buffer, root=0)]
         moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], round))
         moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
         self._moving = moving

@@ -13,7 +13,7 @@ import numpy as np
 from federation.core.metrics import MetricSum
 from federation.errors import FederationError
 from federation.node.open_members import MOST_SAMPLES
-from federation.node.orders import Orders, expect, say_who_is_late
+from federation.node.orders import Orders, Reminder, expect
 from federation.node.protocol import EvaluateReport, Fit, FitReport
 from node_comm import CommError, Timeout
 from node_comm.message import Message
@@ -69,7 +69,7 @@ class OpenOrders(Orders):
             missing = [star.name(rank) for rank in orders if rank not in reports and rank not in self.absent]
             return ", ".join(missing) or "this rank"
 
-        saying = asyncio.create_task(say_who_is_late(round, late))
+        saying = Reminder(round, late)
         try:
             await self.node.attend(asyncio.gather(work(), *(ask(rank, order) for rank, order in orders.items())))
         finally:

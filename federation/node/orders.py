@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -53,6 +53,11 @@ class Orders:
         except TimeoutError:
             raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
 
+    async def tell(self, ranks: Sequence[int], message: Message) -> None:
+        """Send `message` to `ranks`, one after the other: without an array, it waits for nobody in a closed world."""
+        for rank in ranks:
+            await self.node.send(rank, message)
+
     async def request(self, rank: int, message: Message, reply: type[R],
                       into: np.ndarray | None = None) -> tuple[R, np.ndarray | None]:
         """Ask one other rank for what it has; its reply, and the array beside it, which is written `into` one if given."""
@@ -71,9 +76,8 @@ class Orders:
                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, asyncio.Future[Answer]]:
         """The first half of `give`: returns, once the orders are out, what each report comes in."""
         async with self.deadline(round, "giving the ranks their orders"):
-            answers = await asyncio.gather(*(self.ask_one(rank, order, here, into.get(rank))
-                                             for rank, order in orders.items()))
-        return dict(zip(orders, answers, strict=True))
+            # One after the other, as in `tell`.
+            return {rank: await self.ask_one(rank, order, here, into.get(rank)) for rank, order in orders.items()}
 
     async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Awaitable[Message]],
                       into: np.ndarray | None = None) -> asyncio.Future[Answer]:
@@ -110,7 +114,7 @@ class Orders:
             return ", ".join(f"rank {rank}" + (f" (last heard from {self.node.silence(rank):.0f} s ago)" if rank else "")
                              for rank, answer in answers.items() if not answer.done())
 
-        saying = asyncio.create_task(say_who_is_late(round, silent))
+        saying = Reminder(round, silent)
         try:
             if before is not None:
                 await asyncio.wait({before})
@@ -131,11 +135,24 @@ class Orders:
         return Disconnected(text) if self.node.transport.recoverable and not is_here else RoundError(text)
 
 
-async def say_who_is_late(round: int, late: Callable[[], str]) -> None:
-    """Say every 30 s who is waited for, until this is cancelled."""
-    while True:
-        await asyncio.sleep(PATIENCE)
-        logger.info("round %d: waiting for %s", round, late())
+class Reminder:
+    """Says every 30 s who is waited for (`late` names them), until `cancel`."""
+
+    def __init__(self, round: int, late: Callable[[], str]) -> None:
+        self._round = round
+        self._late = late
+        self._wait()
+
+    def _wait(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(PATIENCE, self._say)
+
+    def _say(self) -> None:
+        self._wait()
+        logger.info("round %d: waiting for %s", self._round, self._late())
+
+    def cancel(self) -> None:
+        """Say nothing more."""
+        self._next.cancel()
 
 
 def expect(message: Message, wanted: type[R]) -> R:

@@ -384,9 +384,9 @@ class ServerNode:
         update, _ = await self.orders.request(rank, fetch, Update, out.buffer)
         return update.metrics
 
-    async def tell(self, message: Message, buffer: np.ndarray | None = None) -> None:
-        """Send `message`, and `buffer` beside it, to every other rank."""
-        await asyncio.gather(*(self.node.send(rank, message, buffer) for rank in self.members.ranks))
+    async def tell(self, message: Message) -> None:
+        """Send `message` to every other rank."""
+        await self.orders.tell(self.members.ranks, message)
 
     @property
     def is_open(self) -> bool:

@@ -288,12 +288,14 @@ def test_an_update_of_several_words_and_a_rank_without_clients():
 
 def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(way, monkeypatch):
     """Training may be ordered while the weights are on their way; nobody waits for that but who says so."""
+    if way == "in place":
+        pytest.skip("the weights stay where they are")
     verb, times = ("broadcast", 1) if way == "collectives" else ("send", 2)
     original, held, passed = getattr(MemoryTransport, verb), [], []
 
     async def slow(self, *args, **kwargs):
         await original(self, *args, **kwargs)
-        if self.rank == 0 and (verb == "broadcast" or b"WeightsFollow" in args[1]):
+        if self.rank == 0 and (verb == "broadcast" or args[2] is not None):
             held.append(1)
             await asyncio.sleep(0.05)  # the buffer is borrowed for as long
             passed.append(1)

@@ -248,6 +248,17 @@ async def check_many_messages_keep_their_order(transport: Transport) -> None:
     await transport.barrier()  # nobody's next check may post to a rank that still takes anything from anyone
 
 
+async def check_messages_without_an_array_wait_for_nobody(transport: Transport) -> None:
+    """All are sent before anybody receives one, short and long; they arrive whole and in order."""
+    headers = [bytes([number]) * size for number, size in enumerate((10, 300, 5_000, 100_000, 20) * 8)]
+    following, previous = (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
+    for header in headers:
+        async with asyncio.timeout(5):
+            await transport.send(following, header)
+    await transport.barrier()
+    assert [(await transport.recv(previous)).header for _ in headers] == headers
+
+
 async def check_recv_by_source(transport: Transport) -> None:
     """A receiver that names the source gets that one's messages, whatever else lies there."""
     async def post() -> None:
@@ -656,7 +667,7 @@ CHECKS: list[Check] = [
     check_sending_to_oneself_does_not_wait, check_buffers_are_only_borrowed, check_many_messages_keep_their_order,
     check_recv_by_source, check_rounds_do_not_mix, check_big_exchange_in_both_directions, check_payload_sizes,
     check_what_cannot_be_sent, check_broadcast, check_reduce, check_reduce_in_place,
-    check_reduce_of_what_the_others_give,
+    check_reduce_of_what_the_others_give, check_messages_without_an_array_wait_for_nobody,
     check_reduce_of_mixed_memory_orders, check_gather, check_alltoall, check_barrier_waits_for_all,
     check_messages_and_collectives_side_by_side, check_disagreement_reaches_every_rank,
     check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate, check_arrays_are_read_where_they_lie]
