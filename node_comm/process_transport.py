@@ -195,10 +195,13 @@ class ProcessTransport(Transport):
         async with self._collective(call, given, out if is_root and others_work else None) as meeting:
             flat = Description(call.given[0].dtype, (count,))
             if begin < end:
-                own = [packed(array).reshape(-1) for array in given]
-                parts = [part for rank, places in enumerate(meeting.places) for part in (
-                    own if rank == self.rank else
-                    [self._mappings.view(place, flat) for place in places[:len(places) - (rank == root and others_work)]])]
+                parts: list[np.ndarray] = []
+                for rank, places in enumerate(meeting.places):
+                    if rank == self.rank:
+                        parts += (packed(array).reshape(-1) for array in given)
+                    else:
+                        inputs = places[:-1] if rank == root and others_work else places
+                        parts += (self._mappings.view(place, flat) for place in inputs)
                 target = out.reshape(-1) if is_root and out is not None else self._mappings.view(
                     meeting.places[root][-1], flat)
                 combine([part[begin:end] for part in parts], target[begin:end], operation)

@@ -31,6 +31,9 @@ _LENGTH = struct.Struct("!I")
 #: Bytes of the longest frame that fits the queue itself.
 MAX_FRAME = select.PIPE_BUF - _LENGTH.size - 1
 
+#: Bytes to read at a time: what a pipe holds.
+_READ_BYTES = 1 << 16
+
 _PLAIN, _SPILLED, _TAKEN = (bytes([kind]) for kind in range(3))
 
 
@@ -94,10 +97,8 @@ class Queues:
         if self._reader.closed:
             return
         for dest, kept in self._kept.items():
-            room = select.poll()
-            room.register(self._writers[dest], select.POLLOUT)
             while kept:
-                room.poll()
+                self._wait_for_room(dest)
                 self._send_kept(dest)
         asyncio.get_running_loop().remove_reader(self._reader.fileno())
         self._reader.close()
@@ -131,9 +132,17 @@ class Queues:
             kept.clear()
         asyncio.get_running_loop().remove_writer(pipe)
 
+    def _wait_for_room(self, dest: int) -> None:
+        """Wait until the pipe of `dest` takes more. What comes in meanwhile is dropped: two who close wait for each other else."""
+        ends, inbox = select.poll(), self._reader.fileno()
+        ends.register(self._writers[dest], select.POLLOUT)
+        ends.register(inbox, select.POLLIN)
+        if any(end == inbox for end, _ in ends.poll()):
+            os.read(inbox, _READ_BYTES)
+
     def _read(self, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
         """Split what has arrived into frames, and act on each."""
-        self._pending += os.read(self._reader.fileno(), 1 << 16)
+        self._pending += os.read(self._reader.fileno(), _READ_BYTES)
         for frame in self._frames():
             kind, body = frame[:1], frame[1:]
             if kind == _PLAIN:

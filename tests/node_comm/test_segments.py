@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -188,6 +189,24 @@ def test_a_full_pipe_holds_nobody_up() -> None:
         outbox.close()
 
     asyncio.run(main())
+
+
+def test_two_who_close_with_frames_for_each_other_do_not_wait() -> None:
+    both_are_full = threading.Barrier(2)
+
+    async def put_and_close(queues: Queues, dest: int) -> None:
+        for _ in range(500):
+            queues.put(dest, bytes(1_000))
+        both_are_full.wait()
+        queues.close()
+
+    threads = [threading.Thread(target=asyncio.run, args=(put_and_close(queues, 1 - rank),), daemon=True)
+               for rank, queues in enumerate(queues_of_two_ranks())]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def test_frames_kept_for_a_rank_that_ends_are_dropped() -> None:
