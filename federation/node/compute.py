@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -29,3 +29,8 @@ async def compute(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 async def at_once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What `compute` does, on the event loop's own thread: for what is shorter than the way to another thread and back."""
     return function(*args, **kwargs)
+
+
+def doing(function: Callable[P, R], is_long: bool) -> Callable[P, Awaitable[R]]:
+    """`function`, done by `compute` where it `is_long`, else `at_once`."""
+    return functools.partial(compute if is_long else at_once, function)

@@ -36,7 +36,7 @@ from federation.errors import ClientError, FederationError, RoundError
 from federation.infra.threads import apply_threads
 from federation.infra.trace import Span
 from federation.node.client_state import unpacked
-from federation.node.compute import at_once, compute
+from federation.node.compute import compute, doing
 from federation.node.delivery import Delivery, is_direct
 from federation.node.handout import Handout
 from federation.node.host import ClientHost, allocator
@@ -229,13 +229,13 @@ class ServerNode:
         handout = self._handout(plan, order, shares)
         sums: dict[int, np.ndarray] = {}
         if handout is not None:  # sums grow from report to report then: a reduction brings them at the end
-            reporting = await handout.begin(self.orders, self.ranks, lambda order: compute(self.host.fit, order))
+            reporting = await handout.begin(self.orders, self.ranks, doing(self.host.fit, is_long=True))
         else:
             sums = self._room_for_sums(plan, shares)
             orders = {rank: msgspec.structs.replace(order, clients=shares.get(rank, []), brings=rank in sums)
                       for rank in self.ranks}
-            run = compute if shares.get(0) or not sums else at_once
-            reporting = await self.orders.give(orders, FitReport, lambda order: run(self.host.fit, order), plan.round, sums)
+            here = doing(self.host.fit, is_long=bool(shares.get(0)) or not sums)
+            reporting = await self.orders.give(orders, FitReport, here, plan.round, sums)
         return asyncio.create_task(self._trained(plan, shares, reporting, sums))
 
     async def _trained(self, plan: Plan, shares: Mapping[int, list[str]], reporting: asyncio.Task[dict[int, FitReport]],
@@ -278,7 +278,7 @@ class ServerNode:
             total.take_in(fitted.sums)
             total.mean_into(out)
 
-        await (at_once if fitted.sums else compute)(finish)  # sums that come with the reports are small
+        await doing(finish, is_long=not fitted.sums)()  # sums that come with the reports are small
 
     async def updates(self, fitted: Fitted) -> list[ClientUpdate]:
         """Bring the rows to this rank, one at a time, in the order of the cohort; they are the caller's."""
@@ -309,8 +309,8 @@ class ServerNode:
         await self._bring(own)
         orders = {rank: Evaluate(round=round, shards=shards.get(rank, []), clients=own.get(rank, []), part=part)
                   for rank in self.ranks}
-        run = compute if shards.get(0) or own.get(0) else at_once
-        reporting = await self.orders.give(orders, EvaluateReport, lambda order: run(self.host.evaluate, order), round)
+        here = doing(self.host.evaluate, is_long=bool(shards.get(0) or own.get(0)))
+        reporting = await self.orders.give(orders, EvaluateReport, here, round)
         return asyncio.create_task(self._evaluated(reporting, round))
 
     async def _evaluated(self, reporting: asyncio.Task[dict[int, EvaluateReport]], round: int) -> Evaluated:
