@@ -50,6 +50,8 @@ COMMUNICATORS = 3
 DIRECT_BYTES = 1 << 22
 #: A rank that leaves with a status waits so long (seconds) for the others to leave too, before it ends the job.
 LEAVE_SECONDS = 2.0
+#: Every MPI library sends so short a message without hearing from its receiver first: it needs no more calls to arrive.
+EAGER_BYTES = 1 << 10
 #: What is still to be sent when the transport is closed gets so long (seconds): a rank that is gone takes nothing.
 SEND_SECONDS = 1.0
 #: A rank that ends the job waits so long (seconds) for its own thread, and under ULFM for the others to hear of it.
@@ -234,7 +236,8 @@ class MPITransport(Transport):
         if dest == self.rank:  # received by whoever comes later, maybe by the same task: the buffer cannot be lent
             await self._run(self._messages.send_here(frame, payload.copy()))
         elif buffer is None:
-            sending = self._thread.begin(self._messages.send(dest, frame, payload), [dest])
+            sending = self._thread.begin(self._messages.send(dest, frame, payload), [dest],
+                                         awaits_ring=len(header) <= EAGER_BYTES)
             self._sending.add(sending)
             sending.add_done_callback(self._sent)
         else:

@@ -29,7 +29,9 @@ Operation = Generator[Any, None, Result]
 NAP_SHARE = 1 / 16
 #: ...but never longer than this (seconds), so that a rank that waits for minutes still answers at once.
 LONGEST_NAP = 1e-3
-#: Longer naps delay nothing where every other rank rings, and nothing is under way that MPI needs to be called for.
+#: Longer naps delay next to nothing where every other rank rings, and nothing is under way that MPI needs to be called for:
+#: only what arrives after its ring waits for their end.
+NAP_SHARE_BY_BELL = 1 / 2
 LONGEST_NAP_BY_BELL = 16e-3
 #: A thread that has no operation calls `listen` so often (seconds).
 LISTENING_NAP = 50e-3
@@ -151,9 +153,9 @@ class OperationThread:
         while True:
             waited = time.monotonic() - last_change
             rests = self._bells.is_rung_by_all and all(job.awaits_ring for job in jobs)
-            longest = LONGEST_NAP_BY_BELL if rests else LONGEST_NAP
+            share, longest = (NAP_SHARE_BY_BELL, LONGEST_NAP_BY_BELL) if rests else (NAP_SHARE, LONGEST_NAP)
             idle = None if self._listen is None else LISTENING_NAP
-            has_changed = self._bells.wait(min(waited * NAP_SHARE, longest) if jobs else idle)
+            has_changed = self._bells.wait(min(waited * share, longest) if jobs else idle)
             while self._inbox:
                 item = self._inbox.popleft()
                 if isinstance(item, Disconnected):

@@ -192,8 +192,8 @@ class ServerNode:
 
         The first `num_model` arrays (all, unless given) are the model's; the others are shared beside it. What clients
         proposed to keep in the last round becomes their state.
-        `weights` are borrowed when they are a Weights: this rank's own clients read them where they are, so they
-        must not change before the next broadcast.
+        `weights` are borrowed when they are a Weights: clients of this machine read them where they are, so they must not change
+        before the next broadcast.
         """
         await self.begin_broadcast(weights, num_model)
         await self.weights_arrived()

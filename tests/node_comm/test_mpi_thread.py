@@ -191,6 +191,29 @@ def test_long_naps_are_for_what_a_ring_brings(monkeypatch: pytest.MonkeyPatch, i
     assert max(bells.naps) == (LONGEST_NAP_BY_BELL if is_rung and not others else LONGEST_NAP)
 
 
+@pytest.mark.parametrize(("is_rung", "looks"), [(True, range(8, 25)), (False, range(60, 120))])
+def test_who_will_be_rung_looks_less_often(monkeypatch: pytest.MonkeyPatch, is_rung: bool, looks: range) -> None:
+    """By a clock that goes on by the naps and 15 us a look: 20 ms until a message comes."""
+    bells = Sleepless()
+    bells.is_rung_by_all = is_rung
+
+    def now() -> float:
+        return sum(bells.naps) + 15e-6 * len(bells.naps)
+
+    def message() -> Operation[None]:
+        while now() < 20e-3:
+            yield
+
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged, bells)
+        await thread.run(message(), awaits_ring=True)
+        await thread.stop(Disconnected("the end"))
+
+    monkeypatch.setattr("node_comm.mpi_thread.time", types.SimpleNamespace(monotonic=now))
+    asyncio.run(main())
+    assert len(bells.naps) in looks
+
+
 def test_naps_grow_with_the_wait_and_idleness_costs_nothing() -> None:
     """Few looks in a long wait; the thread's own processor time, not the clock, is what is checked."""
     spent: list[float] = []
