@@ -5,7 +5,7 @@
     DEADLY="hang:fit 1 4"        ... or its training never ends
 
 Several are separated by commas. Operations: those of a transport, `fit` and `evaluate` of a rank's host, and `_register` of its
-node.
+node. Where one is to die in a broadcast or a reduction, no rank reads weights and sums in place, which would take neither.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 
 from federation.node.client import ClientNode
 from federation.node.host import ClientHost
+from node_comm import mpi
 from node_comm.mpi import MPITransport
 
 
@@ -53,10 +54,14 @@ def _arm(how: str, operation: str, number: int) -> None:
             asyncio.get_running_loop().call_later(0.0005, _end, how)
         return await original(*args, **kwargs)
 
-    setattr(owner, operation, midway if owner is MPITransport else plain)
+    setattr(owner, operation, midway if asyncio.iscoroutinefunction(original) else plain)
 
 
-for order in filter(None, os.environ.get("DEADLY", "").split(",")):
+ORDERS = [order for order in os.environ.get("DEADLY", "").split(",") if order]
+if any(order.startswith(("broadcast", "reduce")) for order in ORDERS):
+    mpi.DIRECT_BYTES = 0
+    MPITransport.place_of = lambda transport, array: None
+for order in ORDERS:
     what, rank, number = order.split()
     how, _, operation = what.rpartition(":")
     if os.environ.get("OMPI_COMM_WORLD_RANK") == rank:

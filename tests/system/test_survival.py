@@ -152,6 +152,8 @@ ASYNC = [*faulty("none"), "num_clients=8", "trainer_config.max_rounds=20", "comp
 
 @pytest.mark.parametrize(("settings", "ranks", "deaths"), [
     pytest.param(QUICK, 5, "broadcast 1 4,reduce 2 3,fit 3 6", id="broadcast-reduce-fit"),
+    pytest.param(QUICK, 4, "read_at 1 4,fit 3 6", id="weights-in-place"),
+    pytest.param(QUICK, 4, "place_of 2 3,fit 3 6", id="sum-in-place"),
     pytest.param(QUICK, 6, "fit 1 3,fit 3 3,send 2 9,evaluate 4 8", id="two-at-once-report-evaluate"),
     pytest.param(QUICK, 4, "recover 1 1,fit 2 2,recover 3 1", id="while-recovering-none-but-rank-0-left"),
     pytest.param(QUICK, 5, "fit 2 3,_register 1 2,reduce 3 6", id="while-registering-anew"),
@@ -194,7 +196,8 @@ def test_a_rank_that_stands_still_is_dead(launch, tmp_path, how):
 
 
 @pytest.mark.parametrize(("ulfm", "ranks", "deaths"), [(True, 3, "fit 0 3"), (True, 2, "broadcast 0 5"),
-                                                       (False, 3, "fit 2 3"), (False, 3, "reduce 1 4")])
+                                                       (False, 3, "fit 2 3"), (False, 3, "reduce 1 4"),
+                                                       (False, 3, "place_of 1 4")])
 def test_without_remedy_the_job_ends_and_is_resumed(launch, tmp_path, ulfm, ranks, deaths):
     """Rank 0 is lost, or the launcher knows no ULFM: the job ends within 10 s, not with status 0, and resumes exactly."""
     settings = [*QUICK, "trainer_config.server_hosts_clients=true"]
