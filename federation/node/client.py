@@ -9,7 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -95,6 +95,7 @@ class ClientNode:
         self._node: Node | None = None
         self._serving: asyncio.Task[None] | None = None
         self._awaited = False
+        self._is_dismissed = False  # the server has said that the run is over
         self._began = 0.0  # when the order was taken that is being obeyed; of several to train in one round, the first
 
     def bind(self, learner: Learner, client_id: str | None = None, aggregator: Aggregator | None = None) -> None:
@@ -191,6 +192,8 @@ class ClientNode:
                 if is_over:
                     return
             except Disconnected:
+                if self._is_dismissed:  # whether the server still hears it or not
+                    return
                 raise
             except Exception as error:
                 failure = Failure(reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
@@ -262,8 +265,8 @@ class ClientNode:
                 raise Disconnected(reason)
             case Shutdown(reason=reason):
                 logger.debug("%s ends: %s", self.node_id, reason)
-                with suppress(Disconnected):  # the run is over, whether the server still hears it or not
-                    await node.reply(incoming, Leave())
+                self._is_dismissed = True
+                await node.reply(incoming, Leave())
                 return False
             case other:
                 raise CommError(f"{type(other).__name__} is not for a client's rank")

@@ -9,7 +9,10 @@ import pytest
 from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
 from federation.errors import FederationError
-from node_comm import AddressError, CommError
+from federation.node.protocol import MESSAGES, Moved, Shutdown
+from node_comm import AddressError, CommError, Disconnected, memory
+from node_comm.node import Node
+from tests.node.worlds import Answers, Arrays, constant, f32
 
 
 async def train(name: str, clients: int) -> str:
@@ -56,3 +59,37 @@ def test_settings_of_nodes_are_strict():
         ServerNode({"nodeid": "x"})
     with pytest.raises(FederationError, match="server_id"):
         ClientNode({"server_id": "x"})
+
+
+@pytest.mark.parametrize("is_taken", [True, False], ids=["the leave is taken", "the leave is not taken"])
+def test_a_server_that_is_gone_before_a_rank_has_said_its_leave(is_taken):
+    """The run is over then all the same: nobody looks for another server."""
+
+    async def main():
+        here, there = memory.world(2)
+        server, client = Node(here, MESSAGES), ClientNode({"node_id": "late"}, transport=there)
+        client.bind(Answers(Arrays({"w": f32(0)}), constant([f32(1)])))
+        original = there.send
+
+        async def send(dest, header, buffer=None):
+            if b"Leave" in header:
+                client._node.fail(Disconnected("the server is gone"))
+                if not is_taken:
+                    raise Disconnected("the server is gone")
+                await asyncio.sleep(60)
+            await original(dest, header, buffer)
+
+        there.send = send
+        await server.start()
+        joining = asyncio.create_task(client.connect_and_register())
+        hello = await server.recv()
+        await server.reply(hello, Moved())
+        await joining
+        asking = asyncio.create_task(server.request(1, Shutdown(reason="the run is over")))
+        async with asyncio.timeout(5):
+            await client.wait()
+        await client.stop()
+        asking.cancel()
+        await server.stop()
+
+    asyncio.run(main())

@@ -1,6 +1,6 @@
 """One round over a world in memory: what goes in, what comes out, what it costs.
 
-All of it twice: with weights and sums by collectives, and in messages, as where a world has it that way.
+All of it three times: with weights and sums by collectives, in messages, and read in place, as where a world has it that way.
 """
 
 from __future__ import annotations
