@@ -173,6 +173,7 @@ class ClientNode:
 
     async def _register(self, server_id: str) -> None:
         assert self._transport is not None
+        self._is_dismissed = False
         self._node = Node(self._transport, MESSAGES, heartbeat=HEARTBEAT, beat_to=[SERVER])
         await self._node.start()
         own = {name: _samples(learner) for name, learner in self.host.own.items()}

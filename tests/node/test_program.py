@@ -8,8 +8,9 @@ import pytest
 
 from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
+from federation.core.weights import Weights
 from federation.errors import FederationError
-from federation.node.protocol import MESSAGES, Moved, Shutdown
+from federation.node.protocol import MESSAGES, Moved, Shutdown, WeightsFollow
 from node_comm import AddressError, CommError, Disconnected, memory
 from node_comm.node import Node
 from tests.node.worlds import Answers, Arrays, constant, f32
@@ -91,5 +92,18 @@ def test_a_server_that_is_gone_before_a_rank_has_said_its_leave(is_taken):
         await client.stop()
         asking.cancel()
         await server.stop()
+        here, client._transport = memory.world(2)  # in which a loss is a loss again
+        server = Node(here, MESSAGES)
+        await server.start()
+        joining = asyncio.create_task(client.connect_and_register())
+        await server.reply(await server.recv(), Moved())
+        await joining
+        await server.send(1, WeightsFollow(layout=Weights.of({"w": f32(0)}).layout.to_dict(), num_model=1))
+        while client.host.weights is None:
+            await asyncio.sleep(0.001)
+        await server.stop()  # instead of a broadcast
+        with pytest.raises(Disconnected):
+            await client.wait()
+        await client.stop()
 
     asyncio.run(main())
