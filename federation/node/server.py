@@ -144,11 +144,12 @@ class ServerNode:
         if self._orders is None or self._listening is None:
             return
         node, listening, self._orders, self._listening = self._orders.node, self._listening, None, None
-        farewells = [node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self.members.ranks]
-        for rank, answer in zip(self.members.ranks, await asyncio.gather(*farewells, return_exceptions=True), strict=True):
+        await _hear_no_more(listening)  # who leaves before the others have heard is no loss
+        farewells = {rank: node.request(rank, Shutdown(reason=reason), timeout=FAREWELL) for rank in self.members.ranks}
+        for rank, answer in zip(farewells, await asyncio.gather(*farewells.values(), return_exceptions=True), strict=True):
             if isinstance(answer, CommError):
                 logger.debug("rank %d did not take its leave: %s", rank, answer)
-        await _end(node, listening)
+        await node.stop()
         await node.transport.finish()
 
     async def recover(self) -> None:
@@ -161,7 +162,8 @@ class ServerNode:
         assert transport is not None
         if self._orders is not None and self._listening is not None:
             node, listening, self._orders, self._listening = self._orders.node, self._listening, None, None
-            await _end(node, listening)
+            await _hear_no_more(listening)
+            await node.stop()
         for rank in self.members.ranks:
             self.members.remove(rank)
         self._transport = await transport.recover()
@@ -498,8 +500,6 @@ class ServerNode:
         return weights
 
 
-async def _end(node: Node, listening: asyncio.Task[None]) -> None:
-    """Stop to listen, then the node."""
+async def _hear_no_more(listening: asyncio.Task[None]) -> None:
     listening.cancel()
     await asyncio.gather(listening, return_exceptions=True)
-    await node.stop()

@@ -483,3 +483,25 @@ def test_nonsense_costs_its_sender_the_connection(what):
             await stranger.close()
 
     play(test)
+
+
+def test_who_leaves_first_does_not_end_the_run_for_the_others():
+    """The server waits for every answer to its farewell, and takes the end of a connection for no loss meanwhile."""
+
+    class Leaving(Puppet):
+        async def _obey(self, seconds):
+            incoming = await self.node.recv()
+            assert isinstance(incoming.message, Shutdown)
+            await asyncio.sleep(seconds)
+            await self.node.reply(incoming, Leave())
+            await self.node.stop()
+
+    async def main():
+        async with Run() as run:
+            quick, slow = Leaving("quick"), Leaving("slow")
+            await quick.join(run.address, 0.0)
+            await slow.join(run.address, 0.5)
+            await run.server.stop()
+            await asyncio.gather(quick.task, slow.task)
+
+    asyncio.run(main())
