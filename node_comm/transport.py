@@ -6,9 +6,9 @@ A transport never keeps an array: it reads or writes a buffer only until the `aw
 Rules that the contract tests check on every transport:
 
 - Messages from one rank to another arrive in the order in which they were sent, whole, once.
-- `send` of an array may wait until the receiver takes the message (no send relies on buffering); what has none waits for nobody
-  in a world without networks between. Two ranks that exchange
-  arrays await their send and their receive together, e.g. with `asyncio.gather`.
+- `send` of an array may wait until the receiver takes the message (no send relies on buffering). Two ranks that exchange arrays
+  await their send and their receive together, e.g. with `asyncio.gather`. A message without one waits for nobody, but over a
+  network.
 - A send to oneself never waits for the receive; what was sent is kept until then.
 - Collectives are entered by all ranks, in the same order, and may be awaited while messages are in flight.
 - Ranks that disagree about a collective (kind, dtype, shape, root, operation), or of which one gives a buffer that

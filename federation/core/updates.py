@@ -94,13 +94,11 @@ class UpdateSum(ABC):
         """How many limbs there are."""
         return self._in_use
 
-    def hand_over(self) -> tuple[bool, list[np.ndarray]]:
-        """Whether this rank has added nothing, and its limbs, for the sum over ranks to be written into.
-
-        What the first one holds is undefined where nothing was added, the others are as they were: see `reset`.
-        """
-        is_empty, self._is_fresh = self._is_fresh, False
-        return is_empty, self._vectors[:self._in_use]
+    def hand_over(self) -> list[tuple[np.ndarray | None, np.ndarray]]:
+        """For each limb, what this rank gives to the sum over ranks (None: nothing was added), and where that is to be written."""
+        first, *further = self._vectors[:self._in_use]
+        given, self._is_fresh = None if self._is_fresh else first, False
+        return [(given, first), *((limb, limb) for limb in further)]
 
     def reset(self, start: Weights, total_samples: int | None = None, cohort_size: int | None = None,
               peaks: Sequence[float] | None = None) -> None:
@@ -159,10 +157,9 @@ class UpdateSum(ABC):
 
     def take_in(self, others: Sequence[np.ndarray]) -> None:
         """Add the first limbs of other ranks' sums to this one's."""
-        own = self._vectors[0]
-        parts = list(others) if self._is_fresh else [own, *others]
         if others:
-            combine(parts, own, "sum")
+            own = self._vectors[0]
+            combine(others if self._is_fresh else [own, *others], own, "sum")
             self._is_fresh = False
 
     def mean_into(self, out: Weights) -> None:

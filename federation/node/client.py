@@ -213,26 +213,16 @@ class ClientNode:
         node, host = self._node, self.host
         assert node is not None
         match incoming.message:
-            case WeightsFollow(layout=layout, num_model=num_model, keeps=keeps, place=place):
-                host.states.commit(keeps)
-                given = node.transport.read_at(place) if place else None
-                if given is not None and given.nbytes <= IN_PLACE_BYTES:
-                    host.start_from(Weights(Layout.from_dict(layout), given), num_model)
-                    return True
-                weights = host.expect(Layout.from_dict(layout), num_model)
-                if given is not None:
-                    await compute(kernels.copy, weights.buffer, given)
-                elif incoming.buffer is not None:
-                    weights.buffer[:] = incoming.buffer
-                else:
-                    await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
+            case WeightsFollow() as order:
+                host.states.commit(order.keeps)
+                await self._take_weights(node, order, incoming.buffer)
             case Fit() as order:
                 report = await compute(host.fit, order)
                 with host.spans.span("reduce" if order.brings else "report"):
                     total = host.updates.sum.limbs[0] if order.brings and report.limbs == 1 else None
-                    if total is not None and (place := node.transport.place_of(total) or b""):
-                        report, total = msgspec.structs.replace(report, place=place), None
-                    await node.reply(incoming, report, total)
+                    place = None if total is None else node.transport.place_of(total)
+                    report = msgspec.structs.replace(report, place=place)
+                    await node.reply(incoming, report, total if place is None else None)
             case Collect(limbs=limbs):
                 host.updates.sum.ensure_limbs(limbs)
                 for limb in host.updates.sum.limbs:
@@ -272,6 +262,21 @@ class ClientNode:
             case other:
                 raise CommError(f"{type(other).__name__} is not for a client's rank")
         return True
+
+    async def _take_weights(self, node: Node, order: WeightsFollow, beside: np.ndarray | None) -> None:
+        """Start from the weights of `order`: where they lie, or from a copy of those there, or `beside` it, or of a broadcast."""
+        layout = Layout.from_dict(order.layout)
+        given = None if order.place is None else node.transport.read_at(order.place)
+        if given is not None and given.nbytes <= IN_PLACE_BYTES:
+            self.host.start_from(Weights(layout, given), order.num_model)
+            return
+        weights = self.host.expect(layout, order.num_model)
+        if given is not None:
+            await compute(kernels.copy, weights.buffer, given)
+        elif beside is not None:
+            weights.buffer[:] = beside
+        else:
+            await node.attend(node.transport.broadcast(weights.buffer, root=SERVER))
 
     async def _move(self, incoming: Incoming, order: Move) -> bool:
         """Give and take clients' states; false where the run ends meanwhile."""

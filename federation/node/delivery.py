@@ -26,12 +26,12 @@ class Delivery:
         """
         node = orders.node
         node.transport.seal()
-        place = node.transport.place_of(buffer) or b""
-        is_sent = not place and is_direct(buffer.nbytes, ranks, node.transport)
+        place = node.transport.place_of(buffer)
+        is_sent = place is None and is_direct(buffer.nbytes, ranks, node.transport)
         if not is_sent:
             async with orders.deadline(round, "announcing the weights"):
                 await orders.tell(ranks, msgspec.structs.replace(order, place=place))
-        if place:
+        if place is not None:
             return
         sending = [node.send(rank, order, buffer) for rank in ranks] if is_sent else [node.transport.broadcast(buffer, root=0)]
         moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], round))

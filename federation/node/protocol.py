@@ -54,15 +54,15 @@ class WeightsFollow(Message, frozen=True):
     """New global weights; what clients proposed to keep is theirs now.
 
     `layout` is `Layout.to_dict`; its first `num_model` arrays are the model's, the others are shared beside it. The weights are
-    to be read at `place` (see Transport), until those that follow; where that is empty they travel beside this message, or
-    come next, in a broadcast.
+    to be read at `place` (see Transport), until those that follow; without one they travel beside this message, or come next,
+    in a broadcast.
     """
 
     layout: dict[str, Any]
     num_model: int
     #: Over a network, what was proposed counts for these clients alone.
     keeps: list[str] | None = None
-    place: bytes = b""
+    place: bytes | None = None
 
 
 class Fit(Message, frozen=True):
@@ -130,7 +130,7 @@ class FitReport(Message, frozen=True):
     seconds: float
     refused: str = ""
     spans: list[Span] = msgspec.field(default_factory=list)
-    place: bytes = b""
+    place: bytes | None = None
 
 
 class Collect(Message, frozen=True):

@@ -255,8 +255,11 @@ class ServerNode:
         self.states.propose({client_id: fitted.ranks[client_id] for client_id in keeping})
         if fitted.limbs > 1:  # in words of which reports bring none
             return fitted
-        read_at = self.node.transport.read_at
-        return replace(fitted, sums=[read_at(reports[rank].place) if reports[rank].place else room for rank, room in sums.items()])
+        brought = []
+        for rank, room in sums.items():
+            place = reports[rank].place
+            brought.append(room if place is None else self.node.transport.read_at(place))
+        return replace(fitted, sums=brought)
 
     def _fitted(self, plan: Plan, shares: Mapping[int, list[str]], reports: Mapping[int, FitReport]) -> Fitted:
         """What the ranks report that were given these `shares`."""
@@ -371,9 +374,7 @@ class ServerNode:
         async with self.orders.deadline(order.round, "the reduction of the updates"):
             await self.tell(order)
             if self.members.ranks:
-                has_none, limbs = total.hand_over()
-                for word, limb in enumerate(limbs):
-                    own = None if has_none and word == 0 else limb
+                for own, limb in total.hand_over():
                     await self.node.attend(self.node.transport.reduce(own, out=limb, root=0))
         return total
 

@@ -286,10 +286,9 @@ def test_an_update_of_several_words_and_a_rank_without_clients():
     assert in_world({"w": f32(0)}, answers, program) == [(4, [2.0**89]), (1, [0.375]), (1, [0.75])]
 
 
+@pytest.mark.parametrize("way", ["collectives", "messages"], indirect=True)  # in place, nothing is on its way
 def test_orders_that_follow_a_broadcast_are_obeyed_with_its_weights(way, monkeypatch):
     """Training may be ordered while the weights are on their way; nobody waits for that but who says so."""
-    if way == "in place":
-        pytest.skip("the weights stay where they are")
     verb, times = ("broadcast", 1) if way == "collectives" else ("send", 2)
     original, held, passed = getattr(MemoryTransport, verb), [], []
 

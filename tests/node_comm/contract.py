@@ -17,7 +17,7 @@ import pytest
 
 from node_comm.arrays import Description
 from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
-from node_comm.transport import REDUCIBLE, Transport
+from node_comm.transport import REDUCIBLE, Operation, Transport
 
 Check = Callable[[Transport], Awaitable[None]]
 
@@ -380,15 +380,15 @@ async def check_reduce_in_place(transport: Transport) -> None:
 
 async def check_reduce_of_what_the_others_give(transport: Transport) -> None:
     """The root may have nothing of its own: what it has in `out` does not count. Nobody else may, nor a root that is alone."""
+    combining: dict[Operation, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
     for number, (dtype, count) in enumerate((("int64", 3), ("int64", 400_001), ("float32", 600_000), ("uint8", 5), ("int8", 7))):
         parts = [sample(dtype, (count,), rank) + 1 for rank in range(transport.size)]
         root = number % transport.size
-        for operation, combine in (("sum", np.add), ("max", np.maximum), ("min", np.minimum)):
+        for operation, combine in combining.items():
             out = transport.allocate((count,), np.dtype(dtype)) if operation == "sum" else np.empty(count, dtype)
             out[:] = 0 if operation == "min" else 77
             is_root = transport.rank == root
-            given = transport.reduce(None if is_root else parts[transport.rank], out if is_root else None, root,
-                                     operation)  # type: ignore[arg-type]
+            given = transport.reduce(None if is_root else parts[transport.rank], out if is_root else None, root, operation)
             if transport.size == 1:
                 with pytest.raises(BufferMismatch, match="nothing is given"):
                     await given
