@@ -306,7 +306,9 @@ class MPITransport(Transport):
     async def _stop(self) -> bool:
         """End the thread, once messages are on their way, and close what only it uses; False if it does not end."""
         if self._sending:
-            await asyncio.wait(self._sending, timeout=SEND_SECONDS)
+            _, left = await asyncio.wait(self._sending, timeout=SEND_SECONDS)
+            if left:
+                logger.warning("rank %d closes with %d messages that nobody has taken in %g s", self.rank, len(left), SEND_SECONDS)
         if not await self._thread.stop(Disconnected("this MPI transport has been closed")):
             logger.warning("rank %d still waits inside an MPI call: another rank has left in mid-collective", self.rank)
             return False

@@ -105,12 +105,12 @@ class Node:
 
     async def stop(self) -> None:
         """Stop reading and close the transport; pending requests raise Disconnected."""
+        self.fail(Disconnected("this node has been stopped"))
+        await self.transport.close()  # before reading ends: a receive that is cancelled may take what is being sent with it
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        self.fail(Disconnected("this node has been stopped"))
-        await self.transport.close()
 
     async def send(self, dest: int, message: Message, buffer: np.ndarray | None = None) -> None:
         """Send `message` to rank `dest`; no reply is expected. `buffer` is borrowed until this returns."""

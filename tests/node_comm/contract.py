@@ -17,6 +17,8 @@ import pytest
 
 from node_comm.arrays import Description
 from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
+from node_comm.message import Failure
+from node_comm.node import Node
 from node_comm.transport import REDUCIBLE, Operation, Transport
 
 Check = Callable[[Transport], Awaitable[None]]
@@ -661,6 +663,18 @@ async def check_close(transport: Transport) -> None:
             await later()
 
 
+async def check_last_words_of_nodes(transport: Transport) -> None:
+    """What a node has sent arrives, though it stops at once."""
+    node = Node(transport, [Failure])
+    await node.start()
+    await asyncio.sleep(0)  # it reads by now
+    if transport.rank:
+        await node.send(0, Failure(reason="the last word"))
+    else:
+        assert {(await node.recv()).source for _ in range(1, transport.size)} == set(range(1, transport.size))
+    await node.stop()
+
+
 CHECKS: list[Check] = [
     check_ranks, check_every_array_travels, check_every_array_travels_into_a_buffer, check_into_function,
     check_wrong_into_loses_that_message_only, check_into_that_raises, check_headers,
@@ -671,7 +685,7 @@ CHECKS: list[Check] = [
     check_reduce_of_mixed_memory_orders, check_gather, check_alltoall, check_barrier_waits_for_all,
     check_messages_and_collectives_side_by_side, check_disagreement_reaches_every_rank,
     check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate, check_arrays_are_read_where_they_lie]
-CLOSING_CHECKS: list[Check] = [check_cancelled_receive, check_close]
+CLOSING_CHECKS: list[Check] = [check_cancelled_receive, check_close, check_last_words_of_nodes]
 
 
 def name_of(check: Check) -> str:
