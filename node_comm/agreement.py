@@ -70,6 +70,10 @@ def reduce_call(rank: int, size: int, buffer: np.ndarray | None, out: np.ndarray
             if out is None:
                 raise BufferMismatch("the root of a reduce must give out, the array for the result")
             check_writable(out, describe(like))
+            is_itself = like.ctypes.data == out.ctypes.data and like.flags.c_contiguous
+            if not is_itself and np.may_share_memory(like, out):
+                raise BufferMismatch(f"out overlaps the buffer of {describe(like)} that is to be reduced: give the buffer itself, "
+                                     "or memory apart from it")
 
     arrays = [] if like is None else [like]
     return Call("reduce", root, operation, _describe(arrays), (), _problem(arrays, check))

@@ -131,7 +131,7 @@ class Collectives:
 
 def reduce_in_pieces(comm: MPI.Intracomm, flat: np.ndarray | None, out: np.ndarray | None, operation: str, root: int,
                      length: int) -> None:
-    """Combine the ranks' flat arrays, `length` elements at a time, into `out`, given at the root, which may overlap its own."""
+    """Combine the ranks' flat arrays, `length` elements at a time, into `out`, given at the root, which may be its own."""
     if flat is None:
         out = a_like(flat, out)
         nothing = neutral(out, operation, min(length, out.size))
@@ -144,8 +144,6 @@ def reduce_in_pieces(comm: MPI.Intracomm, flat: np.ndarray | None, out: np.ndarr
         return
     # MPI forbids input and output to overlap; its own way round that, IN_PLACE, takes four times as long.
     same = out.ctypes.data == flat.ctypes.data
-    if not same and np.may_share_memory(flat, out):
-        flat = flat.copy()
     for piece, total in zip(pieces(flat, length), pieces(out, length), strict=True):
         reduce_piece(comm, piece.copy() if same else piece, total, operation, root)
 

@@ -124,8 +124,8 @@ class SharedMemory:
         """For all ranks together: each one's `flat` array, the root's `out` (None without a root), `scratch_bytes` of rank 0.
 
         The root may have no array of its own. Whoever leaves has to know that all are done: a rank's array is its own again,
-        and `out` is filled. The root's `out` may be its array, or overlap it; what is written to `result` meanwhile overwrites
-        at most the same elements.
+        and `out` is filled. The root's `out` may be its array; what is written to `result` meanwhile overwrites at most the same
+        elements.
         """
         mine = a_like(flat, out)
         like = Description(dtype_name(mine.dtype), (mine.size,))
@@ -141,10 +141,7 @@ class SharedMemory:
                         view(segment.memory, offset, like)[:] = flat
                     given = segment.location(offset)
                 if out is not None:
-                    if out.ctypes.data != mine.ctypes.data and np.may_share_memory(mine, out):
-                        segment, offset, is_lent = self._pool.lend(out.nbytes), 0, True
-                    else:
-                        segment, offset, is_lent = self._pool.place_for(out)
+                    segment, offset, is_lent = self._pool.place_for(out)
                     if is_lent:
                         lent.append(segment)
                         result = view(segment.memory, offset, like)

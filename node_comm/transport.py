@@ -132,7 +132,7 @@ class Transport(ABC):
     @abstractmethod
     async def reduce(self, buffer: np.ndarray | None, out: np.ndarray | None = None, root: int = 0,
                      operation: Operation = "sum") -> None:
-        """Combine all ranks' `buffer` elementwise into root's `out` (which may be `buffer` itself).
+        """Combine all ranks' `buffer` elementwise into root's `out`, which is `buffer` itself or lies apart from it.
 
         A root that is not alone may give None: the others' buffers are combined then, without one of its own.
         `out` is ignored on the other ranks, and their buffers stay as they were. The order of combination is not

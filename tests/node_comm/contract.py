@@ -553,6 +553,9 @@ async def check_wrong_buffers_of_one_rank_reach_every_rank(transport: Transport)
     ones = np.ones(4)
     for out in (None, np.zeros(3), np.zeros(4, np.float32), np.zeros(8)[::2], np.broadcast_to(0.0, 4)):
         await expect_mismatch(transport, lambda out=out: transport.reduce(ones, out if root else None), "rank 0")
+    for memory in (np.zeros(100_001), transport.allocate((100_001,), np.dtype(np.float64))):
+        for given, out in ((memory[:-1], memory[1:]), (memory[::2], memory[:50_001])):
+            await expect_mismatch(transport, lambda given=given, out=out: transport.reduce(given, out), "rank 0", "overlaps")
     for dtype in ("float16", "bfloat16", "bool", ">f8", "complex64", "<U5", "<M8[ns]"):
         array = sample(dtype, (4,), 1)
         await expect_mismatch(transport, lambda array=array: transport.reduce(array, array.copy()), "reduce")

@@ -153,19 +153,6 @@ def test_a_header_longer_than_a_chunk_is_refused() -> None:
     on_this_rank(main, MIB)
 
 
-def test_output_that_overlaps_the_input() -> None:
-    """`out` may share part of the buffer's memory at the root; the sum is that of the values before."""
-    async def main(transport: MPITransport) -> None:
-        memory = np.arange(700_001, dtype=np.int64)
-        await transport.reduce(memory[:-1], memory[1:])
-        if transport.rank == 0:
-            assert (memory[1:] == np.arange(700_000) * transport.size).all()
-        else:
-            assert (memory == np.arange(700_001)).all()
-
-    on_this_rank(main)
-
-
 def test_a_cancelled_call_ends_the_transport() -> None:
     """What was cancelled in mid-call may have taken a message with it: later calls say so instead of misbehaving."""
     async def main(transport: MPITransport) -> None:
@@ -253,7 +240,7 @@ def test_large_reductions(share_memory: bool, dtype: str) -> None:
         for root in range(transport.size):
             is_root = transport.rank == root
             for operation, expected in (("sum", sum(parts[1:], parts[0])), ("max", np.maximum.reduce(parts))):
-                for own in (transport.allocate((count,), kind), np.empty(count, kind)):
+                for own in (np.empty(count, kind), transport.allocate((count,), kind)):
                     for out in (transport.allocate((count,), kind), np.empty(count, kind), own):
                         own[:] = values(transport.rank)
                         await transport.reduce(own, out if is_root else None, root, operation)
@@ -261,13 +248,8 @@ def test_large_reductions(share_memory: bool, dtype: str) -> None:
                             assert (out == expected).all()
                         if not is_root or out is not own:
                             assert (own == values(transport.rank)).all()
-        wide = transport.allocate((count + 8,), kind)
-        wide[:count] = values(transport.rank)
-        await transport.reduce(wide[:count], wide[8:] if transport.rank == 0 else None)
-        if transport.rank == 0:
-            assert (wide[8:] == sum(parts[1:], parts[0])).all()
         await transport.close()
-        wide[:] = 1  # valid after the transport as well
+        own[:] = 1  # valid after the transport as well
 
     asyncio.run(main())
 
