@@ -345,7 +345,7 @@ class MemoryTransport(Transport):
 
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         """One copy for each rank."""
-        await self._enter(gather_call(self.rank, self.size, buffer, out, root), _Buffers([buffer], out or []))
+        await self._enter(gather_call(self.rank, self.size, buffer, out, root), _Buffers([buffer], [] if out is None else out))
 
     async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
         """One copy for each pair of ranks."""

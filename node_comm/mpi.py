@@ -273,7 +273,7 @@ class MPITransport(Transport):
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         call = gather_call(self.rank, self.size, buffer, out, root)
         flat = _NOTHING if call.problem else as_bytes(packed(buffer))
-        targets = [as_bytes(target) for target in out or () if self.rank == root and not call.problem]
+        targets = [as_bytes(target) for target in ([] if out is None else out) if self.rank == root and not call.problem]
         await self._collective(self._collectives.gather(call, flat, targets))
 
     async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:

@@ -444,6 +444,10 @@ async def check_gather(transport: Transport) -> None:
     await transport.gather(np.array(transport.rank), counts)
     if transport.rank == 0:
         assert [int(count) for count in counts] == list(range(transport.size))
+    table = np.full((transport.size, 3), -1)  # one array, whose rows are the places
+    await transport.gather(np.full(3, transport.rank), table)  # type: ignore[arg-type]
+    if transport.rank == 0:
+        assert table.tolist() == [[rank] * 3 for rank in range(transport.size)]
 
 
 async def check_alltoall(transport: Transport) -> None:
