@@ -140,7 +140,7 @@ class Hub:
             meeting.release(failure)
         self._meetings.clear()
         for member in self.members:
-            member.mailbox.fail(failure)
+            member.fail(failure)
 
     def left(self, rank: int) -> None:
         """`rank` has closed its end: nobody can meet it any more, and rank 0 takes the hub's name with it."""
@@ -327,11 +327,15 @@ class MemoryTransport(Transport):
             return
         self.closed = True
         self.mailbox.withdraw(self._refuse)
-        self.mailbox.fail(self._gone)
+        self.fail(self._gone)
+        self._hub.left(self.rank)
+
+    def fail(self, failure: Callable[[], CommError]) -> None:
+        """End the pending calls of this rank with `failure()`, and later receives."""
+        self.mailbox.fail(failure)
         for offer in self._pending:
             if offer.taken is not None and not offer.taken.done():
-                offer.taken.set_exception(self._gone())
-        self._hub.left(self.rank)
+                offer.taken.set_exception(failure())
 
     async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         """One copy for each rank but the root."""

@@ -108,11 +108,13 @@ def test_cancelled_collective_breaks_the_world() -> None:
     async def main() -> None:
         first, second = memory.world(2)
         entering = asyncio.create_task(first.broadcast(np.zeros(3)))
+        sending = asyncio.create_task(second.send(0, b"not taken yet", np.zeros(3)))
         await asyncio.sleep(0)
         entering.cancel()
         await asyncio.gather(entering, return_exceptions=True)
-        with pytest.raises(Disconnected, match="rank 0 was cancelled in a broadcast"):
-            await second.broadcast(np.zeros(3))
+        for call in (sending, second.broadcast(np.zeros(3))):
+            with pytest.raises(Disconnected, match="rank 0 was cancelled in a broadcast"):
+                await asyncio.wait_for(call, 10)
         for transport in (first, second):
             await transport.close()
 
