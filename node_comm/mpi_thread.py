@@ -131,6 +131,7 @@ class OperationThread:
 
     async def stop(self, reason: Disconnected) -> bool:
         """`end`, and wait until the thread has ended; False if it has not within STOP_SECONDS."""
+        self.end(reason)  # on the caller's thread, as `begin`: nothing is handed over behind the thread's end
         return await asyncio.to_thread(self.stop_now, reason)
 
     def stop_now(self, reason: Disconnected, seconds: float = STOP_SECONDS) -> bool:

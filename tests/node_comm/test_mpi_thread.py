@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -89,6 +89,25 @@ def test_a_stop_ends_what_is_pending_and_what_comes_later() -> None:
         for call in [*pending, late]:
             with pytest.raises(Disconnected, match="the end"):
                 await call
+
+    asyncio.run(main())
+
+
+def test_nothing_is_handed_over_once_a_stop_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would lie behind the thread's end, where nobody settles it."""
+    async def main() -> None:
+        thread = OperationThread("worker", unchanged, Bells())
+        refused = []
+
+        async def elsewhere(stop: Callable[[Disconnected], bool], reason: Disconnected) -> bool:
+            with pytest.raises(Disconnected, match="the end"):
+                thread.begin(until(threading.Event()))
+            refused.append(reason)
+            return stop(reason)
+
+        monkeypatch.setattr(asyncio, "to_thread", elsewhere)
+        assert await thread.stop(Disconnected("the end"))
+        assert refused
 
     asyncio.run(main())
 
