@@ -75,16 +75,19 @@ class Link:
         async with self._turn:
             if self.is_broken:
                 raise Disconnected(f"rank {self.peer}: a message was cut off")
+            has_begun = False
             try:
                 for frame in outgoing:
                     await self._put(frame)
-                    self.is_broken = True
+                    has_begun = True
             except Disconnected:
                 raise
             except Exception as error:  # whatever goes wrong with a message, it is the link that is of no use any more
                 self.is_broken = True
                 raise Disconnected(f"rank {self.peer} is lost: {error}") from error
-            self.is_broken = False
+            except BaseException:
+                self.is_broken = has_begun
+                raise
 
     async def say_farewell(self) -> None:
         """Tell the peer, behind all else, that this end leaves for good."""

@@ -136,6 +136,31 @@ def test_a_message_that_is_cut_off_is_the_loss_of_its_receiver(monkeypatch):
     run(test())
 
 
+def test_a_message_that_waits_for_its_turn_costs_no_connection(monkeypatch):
+    """Cancelled behind a long one that is on its way: nothing of it has gone, and the long one goes on."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            reads, arrived = asyncio.Event(), server._arrived
+
+            async def held_back(link, frame):
+                await reads.wait()
+                await arrived(link, frame)
+
+            monkeypatch.setattr(server, "_arrived", held_back)
+            long = asyncio.ensure_future(client.send(0, b"long", np.zeros(2 * WINDOW * PIECE_BYTES, np.uint8)))
+            short = asyncio.ensure_future(client.send(0, b"short"))
+            while len(client._server._kept) < WINDOW:
+                await asyncio.sleep(0.001)
+            short.cancel()
+            await asyncio.gather(short, return_exceptions=True)
+            reads.set()
+            await long
+            await client.send(0, b"then")
+            assert [(await server.recv()).header for _ in range(2)] == [b"long", b"then"]
+
+    run(test())
+
+
 def test_a_client_that_hangs_up_while_it_is_written_to():
     """gRPC cancels the writer then; that must not look as if somebody had cancelled the server's task."""
     async def test() -> None:
