@@ -131,13 +131,18 @@ class GrpcClient(Star):
     async def _read(self) -> None:
         """Read one stream after the other."""
         why = None
-        while why is None:
-            why, cut = await self._read_stream()
-            if why is None:
-                self._server.detach()
-                why = await self._resume(cut)
-        self._lost(SERVER, why)
+        try:
+            while why is None:
+                why, cut = await self._read_stream()
+                if why is None:
+                    self._server.detach()
+                    why = await self._resume(cut)
+        except Exception as error:  # nobody else looks at what becomes of this task
+            logger.exception("this client cannot go on")
+            self._stream.call.cancel()
+            why = f"this client cannot go on: {error!r}"
         self._mailbox.fail(lambda: Disconnected(why))
+        self._lost(SERVER, why)  # last, as `on_lost` may raise
 
     async def _read_stream(self) -> tuple[str | None, str]:
         """Read to the end of the stream: why it was the last one, or None and how it was cut."""

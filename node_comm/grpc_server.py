@@ -227,6 +227,9 @@ class GrpcServer(Star):
             return f"protocol: {error}"
         except grpc.RpcError as error:
             logger.debug("%s (rank %d): %s", self._names[link.peer], link.peer, error)
+        except Exception as error:  # where the client came back, it would send the same again
+            logger.exception("%s (rank %d): what it sends cannot be taken", self._names[link.peer], link.peer)
+            return f"the server cannot go on: {error!r}"
         return ""
 
     def _refusal(self, name: str, metadata: Mapping[str, Any], context: Any) -> tuple[Any, str]:

@@ -16,11 +16,12 @@ import pytest
 
 from federation.certs import Authority
 from node_comm import Disconnected, Unavailable
+from node_comm.arrays import Description
 from node_comm.grpc_channel import METHOD, SERVICE, VERSION, Certificates
 from node_comm.grpc_client import GrpcClient, Refused, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
 from node_comm.link import WINDOW
-from node_comm.wire import PIECE_BYTES, Adding, Outgoing
+from node_comm.wire import PIECE_BYTES, Adding, Outgoing, Sink
 from tests.system.proxy import Proxy
 
 
@@ -318,6 +319,47 @@ def test_who_breaks_the_protocol_is_let_go(caplog):
     run(test())
     assert "client_0 (rank 1) breaks the protocol: a frame of unknown kind 128" in caplog.text
     assert "client_1 (rank 2) breaks the protocol: a piece of 80 bytes where 0 are missing" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_an_end_that_cannot_take_what_comes_is_lost(caplog, end):
+    """Not the protocol is broken, but this end has no memory for it, say: nobody waits for ever, and the log has the traceback."""
+    def no_memory(peer: int, header: bytes, description: Description) -> Sink:
+        raise MemoryError("no room")
+
+    async def test() -> None:
+        async with world(2) as (server, clients):
+            if end == "client":
+                clients[0].sink = no_memory
+                await server.send(1, b"", np.zeros(10))
+            else:
+                server.sink = no_memory
+                await clients[0].send(0, b"", np.zeros(10))
+            with pytest.raises(Disconnected, match=f"{end} cannot go on: MemoryError"):
+                await clients[0].recv()
+            with pytest.raises(Disconnected):
+                await clients[0].send(0, b"x")
+            await clients[1].send(0, b"undisturbed")
+            assert (await server.recv()).header == b"undisturbed"
+            assert end == "client" or server.ranks == [2]
+
+    run(test())
+    assert "Traceback" in caplog.text
+
+
+def test_recv_ends_whatever_becomes_of_the_word_about_a_loss():
+    """What `on_lost` raises is no reason to wait for ever."""
+    def fail(rank: int, reason: str) -> None:
+        raise ValueError(reason)
+
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            client.on_lost = fail
+            server.drop(1, "no more of this")
+            with pytest.raises(Disconnected, match="no more of this"):
+                await client.recv()
+
+    run(test())
 
 
 def test_a_peer_that_is_not_listened_to_is_held_back():
