@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import msgspec
@@ -47,11 +48,24 @@ class Certificates(msgspec.Struct, frozen=True):
     key: str | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.ca or self.cert)
+        return bool(self.ca or self.cert or self.key)
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """The contents. Raises Unavailable that names a file which cannot be read."""
-        return _contents(self.ca), _contents(self.cert), _contents(self.key)
+        """The contents. Raises Unavailable that names a file which is missing, or cannot be read or used."""
+        if (self.cert is None) != (self.key is None):
+            raise Unavailable(f"TLS: a certificate and its key go together; given are cert={self.cert} and key={self.key}")
+        contents = _contents(self.ca), _contents(self.cert), _contents(self.key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gRPC says nothing of the reason
+        try:
+            what = f"{self.ca} cannot be used as the certificate of an authority"
+            if self.ca is not None:
+                context.load_verify_locations(self.ca)
+            what = f"{self.cert} and {self.key} cannot be used as a certificate and its key"
+            if self.cert is not None:
+                context.load_cert_chain(self.cert, self.key, password="")  # else it asks at the terminal for a key's password
+        except ssl.SSLError as error:
+            raise Unavailable(f"TLS: {what}: {error}") from None
+        return contents
 
 
 def _contents(path: str | None) -> bytes | None:

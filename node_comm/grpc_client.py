@@ -187,8 +187,10 @@ class GrpcClient(Star):
 async def connect(way: Way) -> GrpcClient:
     """Open the stream, and try again with growing pauses while the server is not there.
 
-    Raises Refused where the server says no, or TLS fails; Unavailable after `way.patience` seconds.
+    Raises Refused where the server says no, or TLS fails; Unavailable after `way.patience` seconds, and at once for
+    certificates that cannot be used.
     """
+    way.certificates.read()
     deadline = None if way.patience is None else time.monotonic() + way.patience
     pause, said = FIRST_PAUSE, ""
     while True:

@@ -90,13 +90,15 @@ class GrpcServer(Star):
     @classmethod
     async def open(cls, door: Door) -> GrpcServer:
         """Listen. Raises Unavailable for an address that is taken, or is none, and for certificates that cannot be used."""
+        ca, cert, key = door.certificates.read()
+        if ca is not None and cert is None:
+            raise Unavailable(f"TLS: a server needs a cert and key of its own; given is ca={door.certificates.ca} alone")
         transport = cls(door)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         handler = grpc.stream_stream_rpc_method_handler(transport._serve)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
         try:
             if door.certificates:
-                ca, cert, key = door.certificates.read()
                 credentials = grpc.ssl_server_credentials([(key, cert)], ca, require_client_auth=ca is not None)
                 server.add_secure_port(door.address, credentials)
             else:

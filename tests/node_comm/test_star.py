@@ -584,6 +584,37 @@ def test_certificates_that_do_not_do(certificates, server, client, more, words):
         run(try_tls(certificates, server, client, **more))
 
 
+@pytest.mark.parametrize("end", ["server", "client"])
+@pytest.mark.parametrize(("ca", "cert", "key", "words"), [
+    ("ca.pem", "garbage.pem", "server.key", "garbage.pem and .*server.key cannot be used"),
+    ("ca.pem", "server.pem", "garbage.pem", "server.pem and .*garbage.pem cannot be used"),
+    ("ca.pem", "server.pem", "client_0.key", "server.pem and .*client_0.key cannot be used .*mismatch"),
+    ("garbage.pem", "server.pem", "server.key", "garbage.pem cannot be used as the certificate of an authority"),
+    (None, "server.pem", None, "given are cert=.*server.pem and key=None"),
+    (None, None, "server.key", "given are cert=None and key=.*server.key"),
+], ids=["garbage as certificate", "garbage as key", "another's key", "garbage as authority", "no key", "a key alone"])
+def test_certificates_that_cannot_be_used(certificates, end, ca, cert, key, words):
+    """S-SEC-04: at once, before an address is opened or tried, and it is the files that are named."""
+    (certificates / "garbage.pem").write_text("garbage")
+    given = Certificates(*(name and f"{certificates}/{name}" for name in (ca, cert, key)))
+
+    async def test() -> None:
+        address = f"localhost:{free_port()}"
+        if end == "server":
+            await GrpcServer.open(Door(address=address, certificates=given))
+        else:
+            await connect(Way(address=address, name="client_0", certificates=given, patience=None))
+
+    with pytest.raises(Unavailable, match=f"TLS: .*{words}"):
+        run(test())
+
+
+def test_a_server_needs_a_certificate_of_its_own(certificates):
+    """S-SEC-04: an authority alone is enough for a client only."""
+    with pytest.raises(Unavailable, match=r"TLS: a server needs .*cert and key .*ca\.pem"):
+        run(GrpcServer.open(Door(address=f"localhost:{free_port()}", certificates=pem(certificates, "ca", None))))
+
+
 def test_nothing_but_grpc_modules_load_grpc():
     done = subprocess.run([sys.executable, "-c", "import sys, federation, node_comm.node, federation.assemble; "
                                                  "sys.exit('grpc' in sys.modules)"], check=False)
