@@ -127,6 +127,8 @@ class Node:
 
         The reply's array is written into `into` (over a Star, it can be added to a sum), or is a new one. Raises
         RemoteFailure when the peer raised, Timeout after `timeout` seconds, and what ended this node, if something did.
+        Nothing is written into `into` after that; but over MPI, an array that has begun to come is written to its end: there
+        `into` is not to be used again after a Timeout.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -139,7 +141,7 @@ class Node:
         """`request` in two steps: send `message`, and return the future that its reply comes in.
 
         `dest` gets what it is asked for one call after the other in their order; it may answer in any. Who cancels the
-        future wants no reply any more. Raises what ended this node, if something did.
+        future wants no reply any more; for `into`, see `request`. Raises what ended this node, if something did.
         """
         self._check_alive()
         number = next(self._numbers)

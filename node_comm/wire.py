@@ -40,7 +40,7 @@ class Begin(msgspec.Struct, frozen=True, array_like=True):
 class Adding(NamedTuple):
     """A place for an array that is to be added to what is there, piece by piece as it arrives.
 
-    Where its sender is lost on the way, `target` holds a part of it, and is of no use any more.
+    Where its sender is lost on the way, or it is wanted no more, `target` holds a part of it, and is of no use any more.
     """
 
     target: np.ndarray
@@ -114,8 +114,9 @@ class Outgoing:
 
 
 class Assembler:
-    """Puts frames together. `sink(header, description)` says where an array goes; `most` is the largest new array, in
-    bytes, that is made for one. Every method raises ProtocolError for what does not keep the protocol."""
+    """Puts frames together. `sink(header, description)` says where an array goes, and is asked again before each piece: once
+    it says `Discarded`, nothing more is written. `most` is the largest new array, in bytes, that is made for one. Every method
+    raises ProtocolError for what does not keep the protocol."""
 
     def __init__(self, sink: Callable[[bytes, Description], Sink], most: int) -> None:
         self._sink = sink
@@ -190,6 +191,8 @@ class Assembler:
             raise ProtocolError(f"a piece of {len(data)} bytes where {self._left} are missing")
         if zlib.crc32(data) != int.from_bytes(frame[1:1 + _CRC_BYTES], "little"):
             raise ProtocolError("a piece was damaged on its way")
+        if self._begin.description is not None and isinstance(self._sink(self._begin.header, self._begin.description), Discarded):
+            self._array = self._flat = None
         if self._flat is not None and self._adds:
             size = self._flat.itemsize
             if len(data) % size:

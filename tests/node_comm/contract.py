@@ -17,11 +17,16 @@ import pytest
 
 from node_comm.arrays import Description
 from node_comm.errors import AddressError, BufferMismatch, CommError, Disconnected
-from node_comm.message import Failure
+from node_comm.message import Message
 from node_comm.node import Node
 from node_comm.transport import REDUCIBLE, Operation, Transport
 
 Check = Callable[[Transport], Awaitable[None]]
+
+
+class Word(Message, frozen=True):
+    """What nodes say to each other here."""
+
 
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
           "float64", "longdouble", "complex64", "complex128", ">f8", ">i4", "<U5", ">U3", "S7", "<M8[ns]", "<m8[s]",
@@ -651,6 +656,24 @@ async def check_cancelled_receive(transport: Transport) -> None:
     await transport.close()
 
 
+async def check_a_reply_that_comes_too_late_is_written_nowhere(transport: Transport) -> None:
+    """Who has given up a question can use its array for something else, whatever is answered."""
+    following, _ = neighbours(transport)
+    node = Node(transport, [Word])
+    await node.start()
+    target = np.zeros(300_000)
+    late = await node.ask(following, Word(), into=target)
+    question = await node.recv()
+    late.cancel()
+    await transport.barrier()  # nobody answers before all have given up
+    await node.reply(question, Word(), np.ones(300_000))
+    await node.send(question.source, Word())
+    await node.recv()  # the reply has come before
+    assert not target.any()
+    await transport.barrier()
+    await node.stop()
+
+
 async def check_close(transport: Transport) -> None:
     """After `close`, pending and later calls raise Disconnected; it may be called twice."""
     pending = [asyncio.ensure_future(transport.recv()), asyncio.ensure_future(transport.recv(transport.rank))]
@@ -672,11 +695,11 @@ async def check_close(transport: Transport) -> None:
 
 async def check_last_words_of_nodes(transport: Transport) -> None:
     """What a node has sent arrives, though it stops at once."""
-    node = Node(transport, [Failure])
+    node = Node(transport, [Word])
     await node.start()
     await asyncio.sleep(0)  # it reads by now
     if transport.rank:
-        await node.send(0, Failure(reason="the last word"))
+        await node.send(0, Word())
     else:
         assert {(await node.recv()).source for _ in range(1, transport.size)} == set(range(1, transport.size))
     await node.stop()
@@ -692,7 +715,8 @@ CHECKS: list[Check] = [
     check_reduce_of_mixed_memory_orders, check_gather, check_alltoall, check_barrier_waits_for_all,
     check_messages_and_collectives_side_by_side, check_disagreement_reaches_every_rank,
     check_wrong_buffers_of_one_rank_reach_every_rank, check_allocate, check_arrays_are_read_where_they_lie]
-CLOSING_CHECKS: list[Check] = [check_cancelled_receive, check_close, check_last_words_of_nodes]
+CLOSING_CHECKS: list[Check] = [check_cancelled_receive, check_a_reply_that_comes_too_late_is_written_nowhere,
+                               check_last_words_of_nodes, check_close]
 
 
 def name_of(check: Check) -> str:

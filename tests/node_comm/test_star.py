@@ -21,8 +21,14 @@ from node_comm.grpc_channel import METHOD, SERVICE, VERSION, Certificates
 from node_comm.grpc_client import GrpcClient, Refused, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
 from node_comm.link import WINDOW
+from node_comm.message import Message
+from node_comm.node import Node
 from node_comm.wire import PIECE_BYTES, Adding, Outgoing, Sink
 from tests.system.proxy import Proxy
+
+
+class Word(Message, frozen=True):
+    """What nodes say to each other here."""
 
 
 def free_port() -> int:
@@ -118,6 +124,40 @@ def test_sums_are_added_up_as_they_come():
             await asyncio.gather(*(client.send(0, b"", np.full(300_000, client.rank)) for client in clients),
                                  *(server.recv() for _ in clients))
             assert (total == 6).all()
+
+    run(test())
+
+
+@pytest.mark.parametrize("adds", [False, True], ids=["an array", "a sum"])
+def test_a_reply_that_is_given_up_half_way_is_written_no_further(monkeypatch, adds):
+    """Who cancels the question, or is told that it timed out, can use its array for something else at once."""
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            target, begun, goes_on, arrived = np.zeros(3 * PIECE_BYTES, np.uint8), asyncio.Event(), asyncio.Event(), server._arrived
+
+            async def stops_half_way(link, frame):
+                await arrived(link, frame)
+                if target.any():
+                    begun.set()
+                    await goes_on.wait()
+
+            monkeypatch.setattr(server, "_arrived", stops_half_way)
+            asks, answers = Node(server, [Word]), Node(client, [Word])
+            await asks.start()
+            await answers.start()
+            reply = await asks.ask(1, Word(), into=Adding(target) if adds else target)
+            answering = asyncio.ensure_future(answers.reply(await answers.recv(), Word(), np.ones(3 * PIECE_BYTES, np.uint8)))
+            await begun.wait()
+            reply.cancel()
+            assert target.sum() == PIECE_BYTES
+            target[:] = 0
+            goes_on.set()
+            await answering
+            await answers.send(0, Word())
+            assert (await asks.recv()).source == 1
+            assert not target.any()
+            await answers.stop()
+            await asks.stop()
 
     run(test())
 
