@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from federation.core.metrics import MetricSum
+from federation.core.updates import MAX_LIMBS
 from federation.errors import FederationError
 from federation.node.open_members import MOST_SAMPLES
 from federation.node.orders import Orders, Reminder, expect
@@ -24,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
-
-#: Words of an exact sum that a client may have the server make room for.
-MOST_LIMBS = 64
 
 
 class OpenOrders(Orders):
@@ -78,16 +76,20 @@ class OpenOrders(Orders):
 
 
 def _checked(order: Message, report: R) -> R:
-    """`report`, if it answers `order`. Raises FederationError for clients that were not asked, and absurd numbers."""
+    """`report`, if it answers `order`. Raises FederationError for clients that were not asked, absurd numbers, and an update that
+    the client's own rank has refused."""
     if isinstance(order, Fit) and isinstance(report, FitReport):
+        if report.refused:
+            raise FederationError(report.refused)
         named = [outcome.client_id for outcome in report.outcomes] + [problem.client_id for problem in report.problems]
         if len(set(named)) < len(named) or not set(named) <= set(order.clients):
             raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
         for outcome in report.outcomes:
             if not 0 <= outcome.num_samples <= MOST_SAMPLES or not 0 <= outcome.divisor < float("inf"):
                 raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
-        if report.limbs > MOST_LIMBS:
-            raise FederationError(f"it reports a sum of {report.limbs} words; {MOST_LIMBS} are allowed")
+        most = MAX_LIMBS if order.reduction == "exact" else 1
+        if report.limbs > most:
+            raise FederationError(f"it reports a sum of {report.limbs} words; {most} are allowed")
         _check_metrics(report.metrics)
     if isinstance(report, EvaluateReport):
         for metrics in (report.shards, report.clients, report.personal):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from federation.core.matrix import LocalMatrix, Matrix
 from federation.core.updates import UpdateSum
 from federation.core.weights import Weights
-from federation.errors import Diverged, FederationError, RoundError, UpdateError
+from federation.errors import FederationError, RoundError, UpdateError
 from federation.node.compute import compute
 from federation.node.open_members import OpenMembers
 from federation.node.open_orders import OpenOrders
@@ -117,17 +117,15 @@ class OpenServerNode(ServerNode):
         total.ensure_limbs(order.limbs)
 
         async def add(rank: int) -> None:
-            for word, limb in enumerate(total.limbs):
-                fetch = FetchSum(round=order.round, limbs=order.limbs, word=word)
-                answer, _ = await self.node.request(rank, fetch, into=Adding(limb), timeout=self.round_timeout)
-                expect(answer, Sum)
+            try:
+                for word, limb in enumerate(total.limbs):
+                    fetch = FetchSum(round=order.round, limbs=order.limbs, word=word)
+                    answer, _ = await self.node.request(rank, fetch, into=Adding(limb), timeout=self.round_timeout)
+                    expect(answer, Sum)
+            except CommError as error:
+                raise self._interrupted(order.round, rank, error) from error
 
-        # None is cancelled for another's fault: a message that is cut off would cost its receiver the connection.
-        for error in await asyncio.gather(*map(add, self._contributors), return_exceptions=True):
-            if isinstance(error, Disconnected | Timeout):
-                raise self._interrupted(order.round, error) from error
-            if error is not None:
-                raise error
+        await _all(map(add, self._contributors))
         return total
 
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
@@ -139,10 +137,9 @@ class OpenServerNode(ServerNode):
             else:
                 metrics = await super().fetch_row(fetch, rank, out)
             if not out.all_finite():
-                self.star.drop(rank, "its update holds NaN or infinity")
-                raise Disconnected(f"{self.star.name(rank)} sent NaN or infinity")
-        except (Disconnected, Timeout) as error:
-            raise self._interrupted(fetch.round, error) from error
+                raise UpdateError("its update holds NaN or infinity")
+        except (CommError, UpdateError) as error:
+            raise self._interrupted(fetch.round, rank, error) from error
         return metrics
 
     async def fetch_state(self, client_id: str, rank: int, proposed: bool) -> Weights | None:
@@ -151,17 +148,27 @@ class OpenServerNode(ServerNode):
         try:
             return await super().fetch_state(client_id, rank, proposed)
         except (CommError, FederationError) as error:
-            reason = f"what {client_id} keeps did not come: {error}"
-            self.star.drop(rank, reason)
-            self._gone(rank, reason)
+            self._let_go(rank, f"what {client_id} keeps did not come: {error}")
             if proposed:
-                raise self._interrupted(self._round, error) from error
+                raise self._interrupted(self._round, rank, error) from error
             return None
 
     # -- how it is done ------------------------------------------------------------------------------------------
 
     def _orders_over(self, node: Node) -> OpenOrders:
         return OpenOrders(node, self.round_timeout)
+
+    async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
+        """See ServerNode. Each rank by itself: one that does not take what it has kept costs no other its own."""
+        bring = super()._bring
+
+        async def bring_to(rank: int) -> None:
+            try:
+                await bring({rank: shares[rank]})
+            except CommError as error:
+                raise self._interrupted(self._round, rank, error) from error
+
+        await _all(bring_to(rank) for rank, share in shares.items() if self.states.moves({rank: share}))
 
     async def _deliver(self, order: WeightsFollow, weights: Weights, proposed: Sequence[str]) -> None:
         """See ServerNode. Encoded once, and done on return; who does not take it within `round_timeout` is lost. Newcomers are
@@ -185,28 +192,29 @@ class OpenServerNode(ServerNode):
         return replace(fitted, problems=problems)
 
     async def _fetch_packed(self, fetch: FetchUpdate, rank: int) -> tuple[list[np.ndarray], Mapping[str, Any]]:
-        """One client's update, unpacked. Who sends what is none is let go: Disconnected."""
+        """One client's update, unpacked. UpdateError for what is none."""
         packing = self.host.updates.packing
         data = np.empty(packing.nbytes, np.uint8)
         answer, _ = await self.node.request(rank, fetch, into=data, timeout=self.round_timeout)
-        try:
-            return await compute(packing.unpack, fetch.client_id, data), expect(answer, Update).metrics
-        except UpdateError as error:
-            self.star.drop(rank, str(error))
-            raise Disconnected(str(error)) from error
+        metrics = expect(answer, Update).metrics
+        return await compute(packing.unpack, fetch.client_id, data), metrics
 
     async def _add_packed(self, outcome: Outcome, rank: int, round: int) -> None:
         try:
             arrays, metrics = await self._fetch_packed(FetchUpdate(round=round, client_id=outcome.client_id), rank)
             await compute(self.host.updates.add, outcome.client_id, arrays, outcome.num_samples, metrics)
-        except (Diverged, UpdateError) as error:
-            self.star.drop(rank, str(error))
-            raise self._interrupted(round, error) from error
-        except (Disconnected, Timeout) as error:
-            raise self._interrupted(round, error) from error
+        except (CommError, UpdateError) as error:
+            raise self._interrupted(round, rank, error) from error
 
-    def _interrupted(self, round: int, error: Exception) -> RoundError:
-        return RoundError(f"round {round}: while the updates were brought together, {error}; it is done again")
+    def _interrupted(self, round: int, rank: int, error: Exception) -> RoundError:
+        """What has a round done again. Who has answered, but not as it should, is let go, and is not there then."""
+        if not isinstance(error, Disconnected | Timeout):
+            self._let_go(rank, str(error))
+        return RoundError(f"round {round} has to be done again: {self.star.name(rank)}: {error}")
+
+    def _let_go(self, rank: int, reason: str) -> None:
+        self.star.drop(rank, reason)
+        self._gone(rank, reason)
 
     def _gone(self, rank: int, reason: str) -> None:
         was_here = rank in self.members
@@ -238,3 +246,11 @@ class OpenServerNode(ServerNode):
             for rank in self.star.ranks:
                 if self.star.silence(rank) > SILENCE:
                     self.star.drop(rank, f"it was silent for {self.star.silence(rank):.0f} s")
+
+
+async def _all(work: Iterable[Awaitable[None]]) -> None:
+    """Await all of `work`, and raise its first error then. None is cancelled for another's fault: a message that is cut off would
+    cost its receiver the connection."""
+    for error in await asyncio.gather(*work, return_exceptions=True):
+        if error is not None:
+            raise error

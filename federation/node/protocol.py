@@ -119,7 +119,8 @@ class FitReport(Message, frozen=True):
     """What a rank's share of a round came to.
 
     `metrics` is `MetricSum.to_dict`; `limbs` the number of words in the widest sum; `refused` names an update that
-    does not fit the model, which ends the run. `spans` are what the rank did since it reported last, where a trace is wanted.
+    does not fit the model, which ends the run (over a network, its client's part in the round). `spans` are what the rank did
+    since it reported last, where a trace is wanted.
     A sum that was asked for with the report is to be read at `place`, until the next order; else it is beside the report.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from federation.core.weights import Weights
 from federation.node.client_state import ClientStates
+from federation.node.orders import expect
 from federation.node.protocol import Move, Moved
 from node_comm.node import Node, together
 
@@ -92,7 +93,7 @@ class StateKeeper:
 
         async def move(rank: int) -> None:
             answer, _ = await node.request(rank, Move(give=give.get(rank, {}), take=take.get(rank, [])))
-            assert isinstance(answer, Moved), answer
+            expect(answer, Moved)
 
         await together(*(move(rank) for rank in sorted({*give, *take} - {0})), self._here.send(node, give.get(0, {})),
                        self._here.wait_for(node, take.get(0, [])))

@@ -19,6 +19,7 @@ from federation.builtin.aggregators.median import MedianAggregator
 from federation.core.aggregator import Aggregator
 from federation.core.compression import Compression, Packing
 from federation.core.metrics import MetricSum
+from federation.core.updates import MAX_LIMBS
 from federation.core.weights import Weights
 from federation.errors import RoundError
 from federation.infra.recorder import Recorder
@@ -32,15 +33,17 @@ from federation.node.protocol import (
     FitReport,
     Hello,
     Leave,
+    Move,
     Outcome,
     Shutdown,
     Sum,
     Update,
 )
-from federation.survival import Survival
+from federation.survival import ATTEMPTS, Survival
 from node_comm import CommError, Disconnected
 from node_comm.grpc_client import GrpcClient, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
+from node_comm.message import Failure
 from node_comm.node import Incoming, Node, RemoteFailure
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 from tests.node_comm.test_star import free_port
@@ -205,9 +208,10 @@ async def answers_with(node: Node, incoming: Incoming, answer: FitReport) -> Non
     (lambda node, incoming: answers_with(node, incoming, report(num_samples=0.5)), "malformed"),
     (lambda node, incoming: answers_with(node, incoming, report(num_samples="10")), "malformed"),
     (lambda node, incoming: answers_with(node, incoming, report(num_samples=float("nan"))), "malformed"),
-    (lambda node, incoming: answers_with(node, incoming, report(limbs=10**6)), "words"),
+    (lambda node, incoming: answers_with(node, incoming, report(limbs=MAX_LIMBS + 1)), "a sum of 6 words; 5 are allowed"),
+    (lambda node, incoming: answers_with(node, incoming, report(outcomes=[], refused="p: no such shape")), "p: no such shape"),
     (lambda node, incoming: answers_with(node, incoming, report(metrics={"loss": "much"})), "metrics"),
-], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "metrics"])
+], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "refused", "metrics"])
 def test_who_breaks_a_rule_is_left_out(on, why):
     """S-SEC-02, S-SEC-03: of that round, with the reason in the record; the others count, and the run goes on."""
     async def test() -> None:
@@ -217,6 +221,38 @@ def test_who_breaks_a_rule_is_left_out(on, why):
             first = run.rows.rows[0]
             assert why in first["failures"]["p"]
             assert (first["cohort_size"], first["num_samples"]) == (4, 4)
+
+    play(test)
+
+
+@pytest.mark.parametrize("reduction", ["float32", "float64"])
+def test_a_sum_in_floating_point_has_one_word(reduction):
+    """S-SEC-02: more are refused as too many are of an exact one."""
+    async def test() -> None:
+        async with with_puppet(lambda node, incoming: answers_with(node, incoming, report(limbs=2)), max_rounds=1) as (run, _):
+            run.trainer.reduction = reduction
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert "a sum of 2 words; 1 are allowed" in run.rows.rows[0]["failures"]["p"]
+
+    play(test)
+
+
+@pytest.mark.parametrize(("answer", "why"), [
+    (constant([f32(1, 2, 3)]), "the shape (3,)"), (lambda start, context: ([f32(1, 2)], -5), "not -5")],
+    ids=["another shape", "-5"])
+def test_a_learner_at_fault_costs_its_own_client_alone(answer, why):
+    """Its own rank refuses what it returns; the others count, and the run goes on."""
+    async def test() -> None:
+        async with Run(max_rounds=2) as run:
+            await run.join("a", "b", "c")
+            client = ClientNode({"node_id": "p"}, transport=await connect(Way(address=run.address, name="p", patience=5)))
+            client.bind(Answers(Arrays(ARRAYS), answer))
+            await client.connect_and_register()
+            run.clients.append(client)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert [why in row["failures"]["p"] for row in run.rows.rows] == [True, True]
 
     play(test)
 
@@ -264,7 +300,7 @@ def test_a_result_that_comes_twice_counts_once():
     play(test)
 
 
-@pytest.mark.parametrize("what", ["NaN", "another shape", "nothing", "hangs up"])
+@pytest.mark.parametrize("what", ["NaN", "another shape", "nothing", "hangs up", "a failure", "another message"])
 def test_an_update_that_is_no_good_has_the_round_done_again(what):
     """S-AGG-10, S-AGG-11 over the wire: without the guilty one, who is let go; the others do not notice."""
     async def spoils(node: Node, incoming: Incoming) -> None:
@@ -280,6 +316,10 @@ def test_an_update_that_is_no_good_has_the_round_done_again(what):
                     await node.reply(incoming, kind, np.zeros(500, np.uint8))
                 case "hangs up":
                     await node.transport.close()
+                case "a failure":
+                    await node.reply(incoming, Failure(reason="no"))
+                case "another message":
+                    await node.reply(incoming, Leave())
 
     class Mean(Aggregator):
         def aggregate(self, updates, global_model=None):
@@ -355,6 +395,70 @@ def test_a_packed_update_that_is_no_good_has_the_round_done_again(codec, data, a
             await run.survival.run()
             assert [row["round"] for row in run.rows.rows] == [1, 2]
             assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+@pytest.mark.parametrize("answer", [Failure(reason="no"), Leave()], ids=["a failure", "another message"])
+def test_another_answer_than_a_packed_update_has_the_round_done_again(answer):
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report())
+        if isinstance(incoming.message, FetchUpdate):
+            await node.reply(incoming, answer)
+
+    async def test() -> None:
+        for aggregator in (FedAvgAggregator(), MedianAggregator()):
+            async with with_puppet(spoils, aggregator=aggregator, compression={"codec": "float16"}, max_rounds=2) as (run, puppet):
+                await run.survival.run()
+                assert [row["round"] for row in run.rows.rows] == [1, 2]
+                assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+def test_all_that_answer_wrongly_are_let_go_at_once():
+    """However many there are, they cost one attempt."""
+    async def fails(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report(client_id=incoming.message.clients[0]))
+        if isinstance(incoming.message, FetchSum):
+            await node.reply(incoming, Failure(reason="no"))
+
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            await run.join("a", "b", "c")
+            puppets = [Puppet(f"p{number}") for number in range(ATTEMPTS + 1)]
+            for puppet in puppets:
+                await puppet.join(run.address, fails)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            for puppet in puppets:
+                await puppet.leave()
+
+    play(test)
+
+
+@pytest.mark.parametrize("what", ["hangs up", "a failure", "another message"])
+def test_who_does_not_take_what_it_has_kept(what):
+    """A client that was here before, and left something: it is let go, nothing is lost of what another has kept."""
+    async def refuses(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Move):
+            match what:
+                case "hangs up":
+                    await node.transport.close()
+                case "a failure":
+                    await node.reply(incoming, Failure(reason="no"))
+                case "another message":
+                    await node.reply(incoming, Update(metrics={}))
+
+    async def test() -> None:
+        async with with_puppet(refuses, max_rounds=2) as (run, puppet):
+            run.server.states.adopt({name: Weights.of({"kept": f32(1)}) for name in ("a", "p")})
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+            assert run.clients[0].host.states.of("a")["kept"] == f32(1)
 
     play(test)
 
