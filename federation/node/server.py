@@ -305,8 +305,9 @@ class ServerNode:
                                part: Part = "test") -> asyncio.Task[Evaluated]:
         """Order what `evaluate` does, and return once the orders are out; await the task for what came of it.
 
-        The weights of the last broadcast must stay as they are until then.
+        The weights of the last broadcast must stay as they are until then. Clients whose rank has gone are left out.
         """
+        clients = [client for client in clients if client.rank is None or client.rank in self.members]
         ranks = self.members.evaluating
         shards: dict[int, list[int]] = {rank: list(range(num_shards))[first::len(ranks)]
                                         for first, rank in enumerate(ranks)}

@@ -225,6 +225,18 @@ def test_who_breaks_a_rule_is_left_out(on, why):
     play(test)
 
 
+@pytest.mark.parametrize("evaluate", ["clients", "both"])
+def test_who_is_lost_in_a_round_is_not_evaluated_after_it(evaluate):
+    async def test() -> None:
+        async with with_puppet(hangs_up, max_rounds=2, evaluate=evaluate) as (run, _):
+            for client, loss in zip(run.clients, (1.0, 2.0, 6.0), strict=True):
+                client.host.own[client.node_id].evaluation = 1, {"loss": loss}
+            await run.survival.run()
+            assert [row["client_loss"] for row in run.rows.rows] == [3.0, 3.0]
+
+    play(test)
+
+
 @pytest.mark.parametrize("reduction", ["float32", "float64"])
 def test_a_sum_in_floating_point_has_one_word(reduction):
     """S-SEC-02: more are refused as too many are of an exact one."""
