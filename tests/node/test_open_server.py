@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ from node_comm.grpc_client import GrpcClient, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
 from node_comm.message import Failure
 from node_comm.node import Incoming, Node, RemoteFailure
+from node_comm.wire import PIECE
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 from tests.node_comm.test_star import free_port
 
@@ -351,6 +353,49 @@ def test_an_update_that_is_no_good_has_the_round_done_again(what):
                     assert (run.trainer.weights[0] == MEAN).all()
                     assert [row["round"] for row in run.rows.rows] == [1, 2]
                     assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+def test_the_rest_of_a_late_sum_counts_nowhere(monkeypatch):
+    """S-LIFE-08: a sum has begun to come when its time is over, and goes on when others are added up in the round's second try."""
+    goes_on, has_come = asyncio.Event(), asyncio.Event()
+
+    async def is_slow(node: Node, incoming: Incoming) -> None:
+        message = incoming.message
+        if isinstance(message, Fit) and not has_come.is_set():
+            await node.reply(incoming, report())
+        if isinstance(message, FetchSum):
+            link = node.transport._server
+            stream = link._stream
+
+            async def write(frame: bytes) -> None:
+                if frame[0] == PIECE:
+                    await goes_on.wait()
+                await stream(frame)
+
+            link._stream = write
+            await node.reply(incoming, Sum(), np.full(8, 2**40))
+            with contextlib.suppress(CommError):  # its answer comes when what was sent before has been taken
+                await node.request(0, Hello(node_id="p", clients=[], setup={}))
+            has_come.set()
+
+    async def test() -> None:
+        async with with_puppet(is_slow, round_timeout=1.0, max_rounds=1) as (run, _):
+            reduced, attempts = run.server.reduced, itertools.count(1)
+
+            async def reduced_late(order):
+                if next(attempts) == 2:
+                    run.server.host.updates.sum.ensure_limbs(order.limbs)
+                    assert not run.server.host.updates.sum.limbs[0].any()
+                    goes_on.set()
+                    await has_come.wait()
+                return await reduced(order)
+
+            monkeypatch.setattr(run.server, "reduced", reduced_late)
+            await run.survival.run()
+            assert has_come.is_set()
+            assert (run.trainer.weights[0] == MEAN).all()
 
     play(test)
 
