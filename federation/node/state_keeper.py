@@ -34,6 +34,11 @@ class StateKeeper:
         self._proposed = dict(ranks)
         self._staged = {}
 
+    def forget_proposals(self) -> None:
+        """The round is done again: what was proposed in it is void."""
+        self._here.forget_proposals()  # `lose` puts there what was fetched of it
+        self.propose({})
+
     def commit(self) -> None:
         """The round counts."""
         self._here.commit()

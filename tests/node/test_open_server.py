@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from federation import ClientNode
+from federation import ClientNode, TrainResult
 from federation.builtin import DefaultTrainer, FedAvgAggregator
 from federation.builtin.aggregators.median import MedianAggregator
 from federation.core.aggregator import Aggregator
@@ -28,6 +28,8 @@ from federation.node.open_server import OpenServerNode
 from federation.node.protocol import (
     MESSAGES,
     ClientRecord,
+    ClientState,
+    FetchState,
     FetchSum,
     FetchUpdate,
     Fit,
@@ -35,6 +37,7 @@ from federation.node.protocol import (
     Hello,
     Leave,
     Move,
+    Moved,
     Outcome,
     Shutdown,
     Sum,
@@ -130,10 +133,10 @@ class Run:
         await self.server.start()
         return self
 
-    async def join(self, *names: str) -> None:
+    async def join(self, *names: str, learner: type[Answers] = Answers) -> None:
         for name in names:
             client = ClientNode({"node_id": name}, transport=await connect(Way(address=self.address, name=name, patience=5)))
-            client.bind(Answers(Arrays(ARRAYS), constant([HONEST[name][0]], HONEST[name][1])))
+            client.bind(learner(Arrays(ARRAYS), constant([HONEST[name][0]], HONEST[name][1])))
             await client.connect_and_register()
             self.clients.append(client)
 
@@ -516,6 +519,7 @@ def test_who_does_not_take_what_it_has_kept(what):
             assert (run.trainer.weights[0] == MEAN).all()
             assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
             assert run.clients[0].host.states.of("a")["kept"] == f32(1)
+            assert run.server.states.homes == {"a": 1, "p": 0}
 
     play(test)
 
@@ -564,6 +568,78 @@ def test_too_few_clients_have_the_round_done_again():
             assert [row["round"] for row in run.rows.rows] == [1, 2]
             assert (run.trainer.weights[0] == f32(3, 6)).all()
             await puppet.leave()
+
+    play(test)
+
+
+def test_what_clients_keep_goes_on_where_a_round_is_done_again():
+    """No checkpoint is due before, so that nothing but the commits says what they keep; one leaves in round 3, another comes."""
+    seen: list[tuple[int, float]] = []
+
+    class Counts(Answers):
+        def fit(self, config=None):
+            count = self.client_state.get("count", np.zeros(1))
+            if self.context.client_id == "a":
+                seen.append((self.context.round, float(count[0])))
+            return TrainResult([f32(0, 0)], 1, state={"count": count + 1})
+
+    async def leaves(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit) and incoming.message.round == 3:
+            await node.transport.close()
+        elif isinstance(incoming.message, Fit):
+            await node.reply(incoming, report(num_samples=0))
+
+    async def test() -> None:
+        async with Run(max_rounds=4, min_clients=2) as run:
+            await run.join("a", learner=Counts)
+            puppet = Puppet()
+            await puppet.join(run.address, leaves)
+            rewind = run.trainer.recover
+
+            def recover() -> bool:
+                joining.append(asyncio.create_task(run.join("c", learner=Counts)))
+                return rewind()
+
+            joining: list[asyncio.Task[None]] = []
+            run.trainer.recover = recover
+            await run.survival.run()
+            await asyncio.gather(*joining)
+            assert seen == [(1, 0), (2, 1), (3, 2), (3, 2), (4, 3)]
+            assert [row["round"] for row in run.rows.rows] == [1, 2, 3, 4]
+            await puppet.leave()
+
+    play(test)
+
+
+def test_what_was_fetched_for_a_round_that_is_done_again_is_void():
+    """A client is lost after its new state was fetched, and then the round fails: what it keeps is that of the last commit."""
+    async def keeps(node: Node, incoming: Incoming) -> None:
+        message = incoming.message
+        if isinstance(message, Move):
+            await node.reply(incoming, Moved())
+        if isinstance(message, Fit):
+            await node.reply(incoming, report(outcomes=[Outcome("p", 0, 0.1, 0.0, keeps=True)]))
+        if isinstance(message, FetchState):
+            state = Weights.of({"kept": f32(message.proposed)})
+            await node.reply(incoming, ClientState(client_id="p", layout=state.layout.to_dict()), state.buffer)
+
+    async def test() -> None:
+        async with with_puppet(keeps, max_rounds=2) as (run, _):
+            server, collect_states = run.server, run.server.collect_states
+            server.states.adopt({"p": Weights.of({"kept": f32(0)})})
+
+            async def and_fails(coming: bool = False):
+                states = await collect_states(coming)
+                if coming and server.members.ranks == [1, 2, 3, 4]:
+                    assert states["p"]["kept"] == f32(1)
+                    server._let_go(4, "it is lost after all")
+                    raise RoundError("and another one too")
+                return states
+
+            run.rows.is_due = lambda number, last: True
+            server.collect_states = and_fails
+            await run.survival.run()
+            assert server.host.states.of("p")["kept"] == f32(0)
 
     play(test)
 

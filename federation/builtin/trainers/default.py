@@ -270,6 +270,9 @@ class DefaultTrainer(Trainer):
 
         False where what clients keep is lost with them: the last checkpoint has to stand then.
         """
+        if self.server.is_open:  # clients are there, with what they keep as of the last commit
+            self.server.states.forget_proposals()
+            return True
         states = self._kept()
         if states is None:
             return False
