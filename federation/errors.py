@@ -8,6 +8,7 @@
     |   +-- Diverged                it holds NaN or infinity
     +-- ClientError                 a client's own code raised; carries its traceback
     +-- RoundError                  a round cannot be completed (too few clients, no samples, time is up)
+        +-- TooFewClients           they have been waited for as long as is allowed
 
 `node_comm` has a tree of its own, below CommError.
 """
@@ -61,3 +62,7 @@ class ClientError(FederationError):
 
 class RoundError(FederationError):
     """A round cannot be completed; the global model is as it was before it."""
+
+
+class TooFewClients(RoundError):
+    """Not enough clients have come in time. Another attempt would only wait once more."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from federation.core.trainer import Trainer
-from federation.errors import RoundError
+from federation.errors import RoundError, TooFewClients
 from federation.infra.checkpoint import Snapshot
 from node_comm import Disconnected, PeerFailed
 
@@ -76,7 +76,7 @@ class Survival:
                 return
             except (Disconnected, RoundError) as error:
                 goes_on = server.recoverable if isinstance(error, Disconnected) else server.is_open
-                if not goes_on or self.ending or not self._may_go_on(error):
+                if not goes_on or self.ending or isinstance(error, TooFewClients) or not self._may_go_on(error):
                     raise
                 loss, began = error, time.monotonic()
             if isinstance(loss, RoundError):

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 
-from federation.errors import FederationError, RoundError
+from federation.errors import FederationError, TooFewClients
 from federation.node.protocol import Hello, Welcome
 from federation.node.proxy import ClientProxy, ClientTable
 from node_comm.message import Failure
@@ -49,7 +49,7 @@ class Members:
     async def wait_for(self, node: Node, count: int, timeout: float | None) -> None:
         """Wait until every rank has registered and at least `count` clients are known; `node` brings them.
 
-        Says every 30 s what is missing; RoundError after `timeout` seconds (None: wait for ever).
+        Says every 30 s what is missing; TooFewClients after `timeout` seconds (None: wait for ever).
         """
         began = time.monotonic()
         while not self._is_complete(node, count):
@@ -57,7 +57,7 @@ class Members:
             left = PATIENCE if timeout is None else min(PATIENCE, began + timeout - time.monotonic())
             state = f"{len(self.clients)} of {count} clients, ranks missing: {self._missing(node) or 'none'}"
             if left <= 0:
-                raise RoundError(f"not enough clients after {timeout:g} s: {state}")
+                raise TooFewClients(f"not enough clients after {timeout:g} s: {state}")
             try:
                 async with asyncio.timeout(left):
                     await node.attend(self._changed.wait())

@@ -177,7 +177,7 @@ class ServerNode:
     async def wait_for_clients(self, count: int, timeout: float | None = None) -> None:
         """Wait until every rank has registered and at least `count` clients are known.
 
-        Says every 30 s what is missing; RoundError after `timeout` seconds (None: wait for ever).
+        Says every 30 s what is missing; TooFewClients after `timeout` seconds (None: wait for ever).
         """
         await self.members.wait_for(self.node, count, timeout)
 

@@ -645,13 +645,20 @@ def test_what_was_fetched_for_a_round_that_is_done_again_is_void():
 
 
 def test_nobody_comes():
-    """S-LIFE-08: after connect_timeout, with how many are there."""
+    """S-LIFE-08: after connect_timeout, once, with how many are there."""
     async def test() -> None:
         async with Run(connect_timeout=0.5, min_clients=3) as run:
             await run.join("a")
-            run.survival.ending = True
+            wait_for, waits = run.server.members.wait_for, []
+
+            async def counted(*arguments):
+                waits.append(arguments)
+                await wait_for(*arguments)
+
+            run.server.members.wait_for = counted
             with pytest.raises(RoundError, match=r"not enough clients after 0.5 s: 1 of 3 clients"):
                 await run.survival.run()
+            assert len(waits) == 1
 
     play(test)
 
