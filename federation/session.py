@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from federation.assemble import Parts, versions
 from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
-from federation.errors import CheckpointError, ConfigError, FederationError
+from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
 from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
@@ -105,10 +105,12 @@ class Session:
         """
         config, server = self.config, parts.make_server(transport)
         if self._finished:
+            result = self._nothing_left(transport)
             await server.start()
-            await server.wait_for_clients(0)
+            with suppress(TooFewClients):  # over a network, some may never come, and have nothing to do here either
+                await server.wait_for_clients(0, config.trainer_config.connect_timeout if server.is_open else None)
             await server.stop("every round is done already")
-            return self._nothing_left(transport)
+            return result
         recorder = self._recorder(server)
         try:
             trainer = parts.make_trainer(server, recorder)

@@ -127,6 +127,18 @@ def test_killed_and_started_again(network, expected):
     assert (net.result[0], net.result[1]) == expected[:2]
 
 
+def test_a_finished_run_waits_for_its_clients_no_longer_than_at_first(network):
+    """S-LIFE-08, S-CKPT-08: who has come by then is told that it is over; the others need not come."""
+    net = network([*SETTINGS, "trainer_config.connect_timeout=8"])
+    subprocess.run(command(folder=net.folder / "run", settings=net.settings, mode="serial"), check=True, timeout=120)
+    result = net.result
+    net.start("0")
+    net.start("server", "--resume", "auto")
+    assert net.finish(60) == {"0": 0, "server": 0}, net.log("server")
+    assert net.result == result
+    assert "all 12 rounds are done" in net.log("server")
+
+
 def test_a_server_that_does_not_come_back(network):
     """S-LIFE-10: the clients give up after their patience, say so, and exit with 1."""
     net = network(SLOW)
