@@ -9,6 +9,7 @@ says that a segment is gone. In a steady state nothing is opened, mapped or allo
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -16,6 +17,7 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -57,15 +59,24 @@ class Location(msgspec.Struct, frozen=True, array_like=True):
     def _open(self) -> int:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Disconnected(f"the memory of rank {self.owner} is gone: its process has ended or left") from None
-        except PermissionError as error:
+        except (FileNotFoundError, PermissionError) as error:
+            if isinstance(error, FileNotFoundError) or self._is_of_a_dead_process():
+                raise Disconnected(f"the memory of rank {self.owner} is gone: its process has ended or left") from None
             raise Unavailable(f"the memory of rank {self.owner} cannot be opened ({error}): all processes of a world "
                               "must run as one user, who may open /proc/<pid>/fd") from error
         if os.fstat(descriptor).st_size != self.nbytes:
             os.close(descriptor)
             raise Disconnected(f"the memory of rank {self.owner} is gone: {self.path} is another file now")
         return descriptor
+
+    def _is_of_a_dead_process(self) -> bool:
+        """Whether the owner has given up its memory, but is not reaped yet: until then root owns all that it had open."""
+        if not self.path.startswith("/proc/"):
+            return False
+        try:
+            return b"VmSize" not in (Path(self.path).parents[1] / "status").read_bytes()
+        except OSError as error:
+            return error.errno in (errno.ENOENT, errno.ESRCH)  # reaped meanwhile
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):

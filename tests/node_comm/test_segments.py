@@ -6,6 +6,7 @@ import asyncio
 import gc
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -49,6 +50,61 @@ def test_location_that_means_another_file_by_now() -> None:
     with pytest.raises(Disconnected, match="rank 3 is gone"):
         location.map()
     other.close()
+
+
+UNREAPED = """
+import ctypes, os, signal
+import msgspec
+from node_comm.errors import CommError
+from node_comm.segments import Location, Segment
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
+prctl = ctypes.CDLL(None).prctl
+if os.geteuid() == 0:  # who may open everything
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    prctl(PR_SET_DUMPABLE, 1)  # as an ordinary user's processes are
+told, tell = os.pipe()
+
+def start(dumpable):
+    child = os.fork()
+    if child == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_DUMPABLE, dumpable)
+        segment = Segment(1, 1, 4096)
+        os.write(tell, msgspec.msgpack.encode(segment.location(0)))
+        signal.pause()
+    return child, msgspec.msgpack.decode(os.read(told, 4096), type=Location)
+
+def report(location):
+    try:
+        location.map()
+        print("mapped")
+    except CommError as error:
+        print(type(error).__name__, error)
+
+guarded, location = start(0)
+report(location)
+os.kill(guarded, signal.SIGKILL)
+child, location = start(1)
+report(location)
+os.kill(child, signal.SIGKILL)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+report(location)
+os.waitpid(child, 0)
+report(location)
+"""
+
+
+def test_memory_of_a_process_that_is_not_reaped_yet_is_gone() -> None:
+    """Until then what it had open is root's; one that lives, but may not be looked into, is told from it."""
+    lines = subprocess.run([sys.executable, "-c", UNREAPED], check=True, text=True, stdout=subprocess.PIPE,
+                           cwd=Path(__file__).parents[2]).stdout.splitlines()
+    gone = "Disconnected the memory of rank 1 is gone: its process has ended or left"
+    assert lines[0].startswith("Unavailable ")
+    assert "must run as one user" in lines[0]
+    assert lines[1:] == ["mapped", gone, gone]
 
 
 def test_pool_uses_segments_again_and_keeps_few() -> None:
