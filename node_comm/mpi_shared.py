@@ -81,7 +81,7 @@ class SharedMemory:
             location, written = msgspec.msgpack.decode(offer, type=tuple[Location, bytes])
             try:
                 is_well = is_well and location.read(_TOKEN) == written
-            except (CommError, OSError):
+            except CommError:
                 is_well = False
         every = np.array([is_well], np.int64)
         comm.Allreduce(MPI.IN_PLACE, every, MPI.MIN)

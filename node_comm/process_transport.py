@@ -76,7 +76,7 @@ class ProcessTransport(Transport):
         self._failure: Callable[[], CommError] | None = None
         self._changed = asyncio.Event()  # a peer has left, or the world has failed
         self._closed = False
-        queues.start(self._handle_encoded, lambda error: self.fail(lambda: CommError(str(error))))
+        queues.start(self._handle_encoded, lambda error: self.fail(lambda: type(error)(str(error))))
 
     # Messages
 

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 
 import msgspec
 
-from node_comm.errors import CommError, Disconnected
+from node_comm.errors import Disconnected, Unavailable
 from node_comm.segments import Location, Segment
 
 _LENGTH = struct.Struct("!I")
@@ -62,7 +62,7 @@ class Queues:
         for end in (reader, *writers):
             os.set_blocking(end.fileno(), False)
 
-    def start(self, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
+    def start(self, handle: Callable[[bytes], None], fail: Callable[[Unavailable], None]) -> None:
         """Hand every frame that arrives to `handle`, in the running event loop, in order; errors go to `fail`."""
         asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read, handle, fail)
 
@@ -140,7 +140,7 @@ class Queues:
         if any(end == inbox for end, _ in ends.poll()):
             os.read(inbox, _READ_BYTES)
 
-    def _read(self, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
+    def _read(self, handle: Callable[[bytes], None], fail: Callable[[Unavailable], None]) -> None:
         """Split what has arrived into frames, and act on each."""
         self._pending += os.read(self._reader.fileno(), _READ_BYTES)
         for frame in self._frames():
@@ -163,13 +163,13 @@ class Queues:
             del pending[:end]
             yield frame
 
-    def _fetch(self, spilled: _Spilled, handle: Callable[[bytes], None], fail: Callable[[CommError], None]) -> None:
+    def _fetch(self, spilled: _Spilled, handle: Callable[[bytes], None], fail: Callable[[Unavailable], None]) -> None:
         """Take a frame that was too long from where it lies."""
         try:
             frame = spilled.location.read(spilled.nbytes)
         except Disconnected:
             return  # its sender has ended, which is reported by who watches it
-        except CommError as error:
+        except Unavailable as error:
             fail(error)
         else:
             handle(frame)

@@ -44,12 +44,16 @@ class Location(msgspec.Struct, frozen=True, array_like=True):
     offset: int
 
     def map(self) -> mmap.mmap:
-        """The whole segment in this process; Disconnected when its owner is gone."""
-        descriptor = self._open()
+        """The whole segment in this process; Disconnected when its owner is gone, Unavailable where the system refuses it."""
         try:
-            return mmap.mmap(descriptor, self.nbytes)
-        finally:
-            os.close(descriptor)
+            descriptor = self._open()
+            try:
+                return mmap.mmap(descriptor, self.nbytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Unavailable(f"the memory of rank {self.owner} ({self.nbytes} bytes) cannot be mapped: {error}. Let this process "
+                              "have more open files (ulimit -n) or more memory (ulimit -v, vm.max_map_count)") from error
 
     def read(self, nbytes: int) -> bytes:
         """A copy of the first `nbytes`."""
@@ -64,10 +68,14 @@ class Location(msgspec.Struct, frozen=True, array_like=True):
                 raise Disconnected(f"the memory of rank {self.owner} is gone: its process has ended or left") from None
             raise Unavailable(f"the memory of rank {self.owner} cannot be opened ({error}): all processes of a world "
                               "must run as one user, who may open /proc/<pid>/fd") from error
-        if os.fstat(descriptor).st_size != self.nbytes:
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.EISDIR):  # a socket, a folder
+                raise
+        else:
+            if os.fstat(descriptor).st_size == self.nbytes:
+                return descriptor
             os.close(descriptor)
-            raise Disconnected(f"the memory of rank {self.owner} is gone: {self.path} is another file now")
-        return descriptor
+        raise Disconnected(f"the memory of rank {self.owner} is gone: {self.path} is another file now")
 
     def _is_of_a_dead_process(self) -> bool:
         """Whether the owner has given up its memory, but is not reaped yet: until then root owns all that it had open."""

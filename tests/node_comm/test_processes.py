@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import sys
 import threading
@@ -200,6 +201,27 @@ def test_everything_sent_before_a_child_ends_arrives() -> None:
                 await transport.recv()
 
     asyncio.run(lead())
+
+
+async def receive_without_descriptors(transport: Transport) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        await transport.recv(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_rank_out_of_descriptors_says_so() -> None:
+    """A long header, which it has to open, is not lost in silence."""
+    async def lead() -> None:
+        async with processes.World(2, receive_without_descriptors) as transport:
+            await transport.send(1, bytes(100_000))
+            async with asyncio.timeout(60):
+                await transport.recv()
+
+    with pytest.raises(PeerFailed, match=r"Unavailable: the memory of rank 0 \(100\d\d\d bytes\) cannot be .*ulimit -n"):
+        asyncio.run(lead())
 
 
 async def be_cancelled(transport: Transport) -> None:

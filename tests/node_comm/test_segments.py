@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import mmap
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 
 from node_comm.arrays import describe
-from node_comm.errors import CommError, Disconnected
+from node_comm.errors import CommError, Disconnected, Unavailable
 from node_comm.queues import MAX_FRAME, Queues
 from node_comm.segments import NAMELESS, Mappings, Place, Segment, SegmentPool, offsets
 
@@ -50,6 +53,10 @@ def test_location_that_means_another_file_by_now() -> None:
     with pytest.raises(Disconnected, match="rank 3 is gone"):
         location.map()
     other.close()
+    with socket.socket() as own:
+        assert f"/proc/{os.getpid()}/fd/{own.fileno()}" == location.path
+        with pytest.raises(Disconnected, match="rank 3 is gone"):
+            location.map()
 
 
 UNREAPED = """
@@ -221,6 +228,33 @@ def test_frames_of_many_writers_arrive_whole() -> None:
             with pytest.raises(Disconnected, match="rank 0 has ended"):
                 outbox.put(0, frame)
         await outbox.drain()
+        outbox.close()
+
+    asyncio.run(main())
+
+
+def test_a_long_frame_that_cannot_be_mapped_is_told_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader hears why, and its writer does not wait for ever."""
+    def refuse(descriptor: int, nbytes: int) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    async def main() -> None:
+        inbox, outbox = queues_of_two_ranks()
+        failure: asyncio.Future[CommError] = asyncio.get_running_loop().create_future()
+        outbox.start(pytest.fail, pytest.fail)
+        outbox.put(0, bytes(MAX_FRAME + 1))
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr("node_comm.segments.mmap.mmap", refuse)
+            inbox.start(pytest.fail, failure.set_result)
+            async with asyncio.timeout(20):
+                error = await failure
+                await outbox.drain()
+        assert isinstance(error, Unavailable)
+        assert "the memory of rank 1 (4092 bytes) cannot be mapped: [Errno 12]" in str(error)
+        assert "ulimit" in str(error)
+        assert len(os.listdir("/proc/self/fd")) == before - 2  # the segment, and its mapping
+        inbox.close()
         outbox.close()
 
     asyncio.run(main())
