@@ -101,6 +101,7 @@ class World:
         self._children: dict[int, BaseProcess] = {}
         self._watched: dict[int, int] = {}  # rank: a descriptor that becomes readable when the process ends
         self._ready: set[int] = set()
+        self._ended: set[int] = set()  # those whose end, and all that they sent before it, has been read
         self._tracebacks: dict[int, str] = {}
         self._failure: Callable[[], CommError] | None = None
         self._terminated = False
@@ -121,7 +122,7 @@ class World:
         """Start the children, and wait until all are ready; once more where a signal has killed one before that."""
         for attempt in range(1, START_ATTEMPTS + 1):
             self._generation += 1
-            self._ready, self._tracebacks, self._failure, self._terminated = set(), {}, None, False
+            self._ready, self._ended, self._tracebacks, self._failure, self._terminated = set(), set(), {}, None, False
             self._make_transport(self._generation)
             try:
                 self._start()
@@ -225,6 +226,8 @@ class World:
         if generation != self._generation:
             return  # the last word of a world that has been given up
         rank = report.source
+        if isinstance(report, Ended):
+            self._ended.add(rank)
         match report:
             case Hello():
                 self._ready.add(rank)
@@ -264,7 +267,7 @@ class World:
         try:
             async with asyncio.timeout(self._grace):
                 await self._transport.close()
-                await self._until(lambda: not self._watched or self._failure is not None)
+                await self._until(lambda: len(self._ended) == len(self._children) or self._failure is not None)
         except TimeoutError:
             log.warning("ranks %s did not finish within %g s after rank 0: they are ended now",
                         ", ".join(map(str, sorted(self._watched))), self._grace)

@@ -143,9 +143,16 @@ async def raise_late(transport: Transport) -> None:
     raise RuntimeError("after rank 0 had left")
 
 
-def test_error_after_the_parent_has_left_is_raised_too() -> None:
-    with pytest.raises(PeerFailed, match="after rank 0 had left"):
-        asyncio.run(_enter_and_leave(raise_late))
+async def be_killed_late(transport: Transport) -> None:
+    with pytest.raises(Disconnected):
+        await transport.recv(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("main", "words"), [(raise_late, "after rank 0 had left"), (be_killed_late, "was killed by SIGKILL")])
+def test_failure_after_the_parent_has_left_is_raised_too(main: processes.Main, words: str) -> None:
+    with pytest.raises(PeerFailed, match=words):
+        asyncio.run(_enter_and_leave(main))
 
 
 async def _enter_and_leave(main: processes.Main, size: int = 2, grace: float = 10.0) -> None:
