@@ -76,10 +76,11 @@ class Hello(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
 
 
 class Failed(Frame, frozen=True, array_like=True, tag=True, kw_only=True):
-    """A piece of a child's traceback; `last` with the last one."""
+    """A piece of a child's traceback; `last` with the last one. `disconnected`: a peer was gone, who may be to blame."""
 
     text: str
     last: bool
+    disconnected: bool
 
 
 class Ended(Frame, frozen=True, array_like=True, tag=True, kw_only=True):

@@ -170,7 +170,7 @@ class World:
         if self._failure is not None:
             if error is None:
                 raise self._failure()
-            if not _mentions_failed_peer(error):
+            if not _mentions(error, PeerFailed):
                 error.add_note(f"Before that, {self._failure()}")
 
     # Start
@@ -233,11 +233,13 @@ class World:
                 self._ready.add(rank)
             case Failed():
                 self._tracebacks[rank] = self._tracebacks.get(rank, "") + report.text
-                if report.last:
+                if report.last and report.disconnected:  # who ends first is to blame; this one, if it does not end either
+                    asyncio.get_running_loop().call_later(_KILL_AFTER, self._supervise, generation, Ended(source=rank, exitcode=1))
+                elif report.last:
                     self._fail(rank, 1)
             case Ended() if report.exitcode == NO_MAIN_GUARD and rank not in self._ready:
                 self._fail_with(lambda: Unavailable(_advice_on_main_guard()))
-            case Ended() if not self._transport.has_left(rank):
+            case Ended() if rank in self._tracebacks or not self._transport.has_left(rank):
                 self._fail(rank, report.exitcode)
             case Ended() if report.exitcode and not self._terminated:
                 log.warning("rank %d had finished, but its process ended with exit code %d", rank, report.exitcode)
@@ -333,12 +335,12 @@ def _advice_on_main_guard() -> str:
             'Put what it does under  if __name__ == "__main__":')
 
 
-def _mentions_failed_peer(error: BaseException | None) -> bool:
-    """Whether PeerFailed is among an error, its causes and its parts."""
+def _mentions(error: BaseException | None, kind: type[CommError]) -> bool:
+    """Whether one of that kind is among an error, its causes and its parts."""
     while error is not None:
-        if isinstance(error, PeerFailed):
+        if isinstance(error, kind):
             return True
-        if isinstance(error, BaseExceptionGroup) and any(map(_mentions_failed_peer, error.exceptions)):
+        if isinstance(error, BaseExceptionGroup) and any(_mentions(part, kind) for part in error.exceptions):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -396,19 +398,19 @@ async def _serve(rank: int, size: int, queues: Queues, main: Main, args: Sequenc
             log.info("rank 0 has left: %s", error)
             await transport.close()
             return True
-        _send_home(transport, traceback.format_exc())
+        _send_home(transport, traceback.format_exc(), _mentions(error, Disconnected))
         return False
     finally:
         queues.close()
     return True
 
 
-def _send_home(transport: ProcessTransport, text: str) -> None:
+def _send_home(transport: ProcessTransport, text: str, disconnected: bool) -> None:
     length = (MAX_FRAME - 64) // 4  # a character is four bytes at most
     pieces = [text[begin:begin + length] for begin in range(0, len(text), length)]
     try:
         for number, piece in enumerate(pieces, start=1):
-            transport.report(Failed(source=transport.rank, text=piece, last=number == len(pieces)))
+            transport.report(Failed(source=transport.rank, text=piece, last=number == len(pieces), disconnected=disconnected))
     except Disconnected:
         sys.stderr.write(text)  # the parent is gone
 

@@ -497,6 +497,69 @@ def test_a_world_recovers_from_killed_children(preload: tuple[str, ...]) -> None
     asyncio.run(lead())
 
 
+async def notice_a_loss(transport: Transport, in_a_group: bool) -> None:
+    """Rank 1 is killed; rank 2 notices it by itself, and raises."""
+    await wait_for_word(transport)
+    if transport.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def talk() -> None:
+        while True:
+            await transport.send(1, b"")
+            await asyncio.sleep(0)
+
+    if in_a_group:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(talk())
+    await talk()
+
+
+@pytest.mark.parametrize("in_a_group", [False, True])
+def test_a_child_that_noticed_the_loss_of_another_is_not_to_blame(in_a_group: bool) -> None:
+    """S-LIFE-03: rank 0, which is busy, hears of it first; the world recovers all the same."""
+    async def lead() -> None:
+        async with processes.World(3, notice_a_loss, (in_a_group,)) as transport:
+            pids = await pids_of_children(transport)
+            for rank in (2, 1):
+                await transport.send(rank, b"go on")
+            os.waitid(os.P_PID, pids[1], os.WEXITED | os.WNOWAIT)  # and nothing is read meanwhile
+            with pytest.raises(PeerFailed, match="rank 1 was killed by SIGKILL"):
+                await transport.recv()
+            transport = await transport.recover()
+            assert transport.lost == (1,)
+
+    asyncio.run(lead())
+
+
+async def find_itself_cut_off(transport: Transport, how: str) -> None:
+    """Raise Disconnected although all others are there; it may have left before, or not end then."""
+    await wait_for_word(transport)
+    if how == "leaves":
+        await transport.close()
+    if how == "stays":
+        threading.Thread(target=threading.Event().wait).start()
+    raise Disconnected("a matter of its own")
+
+
+@pytest.mark.parametrize("how", ["ends", "leaves", "stays"])
+def test_a_child_that_is_cut_off_by_itself_is_to_blame(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_KILL_AFTER", 0.5)
+
+    async def lead() -> None:
+        async with processes.World(3, find_itself_cut_off, (how,)) as transport:
+            await pids_of_children(transport)
+            await transport.send(2, b"go on")
+            async with asyncio.timeout(60):
+                with pytest.raises(PeerFailed, match="a matter of its own") as caught:
+                    await transport.recv()
+            assert (caught.value.rank, caught.value.exitcode) == (2, 1)
+            with pytest.raises(PeerFailed, match="a matter of its own"):
+                await transport.recover()
+
+    with pytest.raises(PeerFailed, match="a matter of its own"):
+        asyncio.run(lead())
+
+
 def test_a_child_that_raised_would_do_so_again() -> None:
     async def lead() -> None:
         async with processes.World(2, add_up) as transport:
