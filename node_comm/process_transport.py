@@ -95,9 +95,14 @@ class ProcessTransport(Transport):
             return
         segment, places = self._expose([buffer], {dest})
         number = next(self._numbers)
+        try:
+            await self._post(dest, replace(post, description=description, place=places[0], number=number))
+        except BaseException:
+            if segment is not None:
+                self._pool.give_back(segment)
+            raise
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unacknowledged[number] = (dest, segment, taken)
-        await self._post(dest, replace(post, description=description, place=places[0], number=number))
+        self._unacknowledged[number] = (dest, segment, taken)  # before any answer is read: what is posted has not waited
         await taken
 
     async def recv(self, source: int | None = None, into: Into = None) -> Received:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
 import resource
 import signal
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 
 from node_comm import CommError, Disconnected, PeerFailed, Transport, launchers, processes
+from node_comm.process_transport import ProcessTransport
+from node_comm.queues import Queues
 from tests.mpi_helper import is_alive
 from tests.node_comm.contract import CHECKS, CLOSING_CHECKS, Check, name_of
 
@@ -229,6 +232,38 @@ def test_a_rank_out_of_descriptors_says_so() -> None:
 
     with pytest.raises(PeerFailed, match=r"Unavailable: the memory of rank 0 \(100\d\d\d bytes\) cannot be .*ulimit -n"):
         asyncio.run(lead())
+
+
+@pytest.mark.parametrize("rank", [0, 1], ids=["parent", "child"])
+def test_an_array_that_cannot_be_sent_leaves_nothing_behind(rank: int) -> None:
+    """Its segment is free again, and asyncio has no error to report that nobody asked for."""
+    noise: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: noise.append(context["message"]))
+        pipes = [multiprocessing.Pipe(duplex=False) for _ in range(2)]
+        queues = Queues(rank, pipes[rank][0], [writer for _, writer in pipes])
+        transport = ProcessTransport(rank, 2, queues, (lambda report: None) if rank == 0 else None)
+        pipes[1 - rank][0].close()
+        async with asyncio.TaskGroup() as group:
+            sending = group.create_task(send_to_nobody(transport))
+            if rank == 0:  # waits until it hears how the process ended
+                await asyncio.sleep(0)
+                assert not sending.done()
+                transport.fail(lambda: PeerFailed(1, -signal.SIGKILL))
+        assert transport._unacknowledged == {}
+        assert transport._pool._lent == {}
+        await transport.close()
+        queues.close()
+        gc.collect()
+
+    asyncio.run(main())
+    assert noise == []
+
+
+async def send_to_nobody(transport: Transport) -> None:
+    with pytest.raises(Disconnected, match="was killed by SIGKILL" if transport.rank == 0 else "has ended"):
+        await transport.send(1 - transport.rank, b"", np.zeros(100_000))
 
 
 async def be_cancelled(transport: Transport) -> None:
