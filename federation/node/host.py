@@ -185,6 +185,7 @@ class ClientHost:
             learner, data = self.learner, self.data
             assert learner is not None, "the server gives shards to ranks with a learner"
             assert data is not None, "the server gives shards to ranks with data"
+            learner.client_state, learner.shared = {}, self._shared  # not those of the client that came before
             learner.set_weights(self._start_model())
             for shard in order.shards:
                 learner.bind(data.shard(order.part, shard), Context("server", order.round, self._seed))
@@ -257,6 +258,7 @@ class ClientHost:
             except Exception as error:
                 yield client_id, error
         names, left = list(turns), set(turns)
+        self.learner.client_state, self.learner.shared = {}, self._shared  # not those of the client that came before
         try:
             with self.spans.span("fit", ", ".join(names)):
                 for index, result in self.learner.fit_many(list(turns.values()), {**order.config, "round": order.round}):
@@ -321,18 +323,16 @@ class ClientHost:
     def _turn(self, client_id: str, round: int, part: Part = "test") -> Iterator[Learner]:
         """The learner, turned to `client_id`: its data, its state, and what is shared. It is measured on `part`."""
         learner = self.own.get(client_id, self.learner)
+        if learner is None:
+            raise self._not_here(client_id)
+        self._start()
+        learner.client_state, learner.shared = self.states.of(client_id), self._shared
         context = Context(client_id, round, self._seed)
         if client_id in self.own:
-            assert learner is not None
             learner.bind(learner.data, context)
-        elif learner is None:
-            raise self._not_here(client_id)
         else:
             data = self._data_of(client_id, round)
             learner.bind(data.measured_on_validation() if part == "validation" else data, context)
-        self._start()
-        learner.client_state = self.states.of(client_id)
-        learner.shared = self._shared
         yield learner
 
     def _data_of(self, client_id: str, round: int) -> ClientData:

@@ -183,6 +183,29 @@ def test_local_parameters_that_cannot_be(patterns, message):
         in_world(0, lambda server: server.broadcast_weights(Weights.of(MODEL)), local_parameters=patterns)
 
 
+class Measured(Diary):
+    """Measures how many turns its client has had, by what it keeps, which is there when it is bound."""
+
+    def bind(self, data, context):
+        super().bind(data, context)
+        self.bound_to = self.client_state
+
+    def evaluate(self, config=None):
+        assert self.bound_to is self.client_state
+        return EvalResult(1, {"turns": float(self.client_state.get("turns", 0))})
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 3])
+def test_the_servers_samples_are_measured_with_what_no_client_keeps(ranks):
+    """Whichever client a rank has trained or evaluated last."""
+    async def program(server):
+        await rounds(server, COHORTS)
+        measured = [await server.evaluate(number, 1, server.get_connected_clients()) for number in (7, 8)]
+        return [(one.shards.means()["turns"], one.clients.means()["turns"]) for one in measured]
+
+    assert in_world(ranks, program, learner=Measured) == [(0, sum(map(len, COHORTS)) / CLIENTS)] * 2
+
+
 class Shares(MeanAggregator):
     """Shares one array beside the model, which clients add to; keeps the sum as well."""
 

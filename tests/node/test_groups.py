@@ -16,7 +16,7 @@ from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
 from federation.node.host import ClientHost
-from federation.node.protocol import Fit, FitReport
+from federation.node.protocol import Evaluate, Fit, FitReport
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 7
@@ -150,6 +150,23 @@ def test_local_parameters_start_from_each_clients_own():
         assert {outcome.keeps for outcome in fit(host).outcomes} == {True}
         host.states.commit()
         assert [float(host.states.of(f"client_{index}")["local.own"][0]) for index in range(CLIENTS)] == [wanted] * CLIENTS
+
+
+def test_they_are_trained_with_what_no_client_keeps():
+    """Whichever client the learner was turned to last; what is shared is that of the round."""
+    class Looks(Groups):
+        def fit_many(self, turns: Sequence[Turn], config=None) -> Iterator[tuple[int, TrainResult | Exception]]:
+            seen.append((dict(self.client_state), [array.tolist() for array in self.shared or ()]))
+            yield from ((index, ValueError("only looks")) for index in range(len(turns)))
+
+    seen: list[Any] = []
+    host = host_of(Looks())
+    host.states.put("client_0", Weights.of({"kept": f32(1)}))
+    for common in (7, 8):
+        host.start_from(Weights.of({"w": f32(10, 20), "own": f32(3), "common": f32(common)}), 2)
+        fit(host, clients=["client_1", "client_2"])
+        host.evaluate(Evaluate(round=1, shards=[], clients=["client_0"], part="test"))
+    assert seen == [({}, [[7]]), ({}, [[8]])]
 
 
 def test_a_learner_without_fit_many_says_so():
