@@ -56,8 +56,9 @@ class RunFolder:
     def prepare(self, config_text: str, *, resume: bool = False, overwrite: bool = False, job: str = "") -> None:
         """Take the folder for this process, and write `config_text` to config.yaml.
 
-        `resume` goes on with the run that the folder holds (or begins one where it holds none); `overwrite` removes
-        that run's files, and no others. `job` is free text for whoever meets the lock, such as "Slurm job 4711".
+        `resume` goes on with the run that the folder holds (or begins one where it holds none), so that there is no
+        summary until that has ended; `overwrite` removes that run's files, and no others. `job` is free text for whoever
+        meets the lock, such as "Slurm job 4711".
 
         Raises ConfigError, before anything is changed, where the path cannot be a folder or be written, where a
         live process owns it, and where it holds another run and neither `resume` nor `overwrite` is given.
@@ -80,6 +81,8 @@ class RunFolder:
                 )
             if overwrite:
                 self._remove_run()
+            if resume:
+                (self.path / "summary.json").unlink(missing_ok=True)
             self._lock.sign(str(earlier.get("run_id") or "") if resume else "", job)
             config = self.path / "config.yaml"
             if not config.is_file() or config.read_bytes() != config_text.encode():

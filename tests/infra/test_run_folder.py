@@ -242,6 +242,15 @@ def test_a_resume_that_changes_nothing_leaves_the_files_as_they_are(tmp_path: Pa
     assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()} == before
 
 
+def test_a_run_that_goes_on_has_not_come_to_its_end(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.prepare("")
+        folder.write_summary({})
+    with RunFolder(tmp_path) as folder:
+        folder.prepare("", resume=True)
+        assert not folder.has_summary
+
+
 def test_odd_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """S-TRACK-05: every line is valid JSON, NumPy values are numbers, None is left out, one warning a key."""
     odd = {"loss": float("nan"), "accuracy": None, "n": np.int64(5), "f1": np.float32(0.5), "note": "x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -9,6 +10,8 @@ import time
 
 import pytest
 
+import federation
+from federation.infra.run_folder import RunFolder
 from tests.mpi_helper import kill_tree
 from tests.system.conftest import ENVIRONMENT, command
 from tests.system.test_failure import faulty
@@ -57,6 +60,24 @@ def test_more_rounds_go_on_from_the_end(launch):
     resumed = launch("--resume", folder=run.folder, settings=longer, mode="serial")
     assert resumed.summary["weights_sha256"] == launch(mode="serial", settings=longer).summary["weights_sha256"]
     assert [row["round"] for row in resumed.rows] == list(range(1, 31))
+
+
+def test_a_longer_run_killed_before_its_summary_is_not_over(tmp_path, monkeypatch):
+    """The summary of the run that it goes on from is not taken for its own."""
+    def run(rounds):
+        return federation.run({"mode": "serial", "num_clients": 4, "tracker": "none", "output_dir": str(tmp_path / "run"),
+                               "trainer_config": {"max_rounds": rounds}, "components": {"model": "model.numpy.linear"}},
+                              resume="auto")
+
+    def killed(folder, summary):
+        raise KeyboardInterrupt
+
+    run(2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "write_summary", killed)
+        run(4)
+    result, summary = run(4), json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["rounds_completed"], summary["weights_sha256"]) == (4, result.weights_sha256)
 
 
 def test_a_model_that_differs_is_refused(launch):
