@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import os
 import re
 import socket
@@ -223,7 +224,8 @@ def _ranked(snapshot: Snapshot, metric: float | None) -> Snapshot:
             metrics[str(name)] = copy_state(value)
         except CheckpointError:
             metrics[str(name)] = str(value)
-    return replace(snapshot, metrics=metrics, metric=snapshot.metric if metric is None else float(metric))
+    rank = snapshot.metric if metric is None else float(metric)
+    return replace(snapshot, metrics=metrics, metric=None if rank is None or math.isnan(rank) else rank)
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:

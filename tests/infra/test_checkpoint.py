@@ -54,6 +54,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, asynchronous: bool) ->
     assert rounds(tmp_path) == [8, 9]
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path, asynchronous: bool) -> None:
+    with Checkpoints(tmp_path, keep=1, asynchronous=asynchronous) as checkpoints:
+        for round, metric in enumerate([float("nan"), 0.9, 0.5, 0.4], 1):
+            checkpoints.save(snapshot(round), metric)
+        checkpoints.save_now(snapshot(5, metric=float("nan")))
+    assert rounds(tmp_path) == [2, 5]
+
+
 def test_rounds_beyond_six_digits_stay_in_order(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for round in (999_998, 999_999, 1_000_000):
