@@ -15,7 +15,7 @@ from federation.builtin import AsyncTrainer, DefaultTrainer, FedAsyncAggregator,
 from federation.core.async_aggregator import LateUpdate, discount, staleness_of
 from federation.core.weights import Layout, Weights
 from federation.data.latency import Latency
-from federation.errors import ConfigError, UpdateError
+from federation.errors import ConfigError, RoundError, UpdateError
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 
 
@@ -208,6 +208,20 @@ def test_failing_and_diverging_clients_contribute_nothing():
     async def hopeless(server):
         await AsyncTrainer(server, Arrays({"w": f32(0)}), FedAsyncAggregator(), {"max_rounds": 1, "evaluate": "none"}).run()
 
-    with pytest.raises(federation.FederationError, match="failed one after the other"):
+    with pytest.raises(federation.FederationError, match="failed or had no samples, one after the other"):
         in_world({"w": f32(0)}, {"bad": answers}, hopeless)
     assert asyncio.iscoroutinefunction(program)
+
+
+def test_a_run_whose_clients_never_have_samples_ends():
+    """Where they said from the start that they have some."""
+    async def program(server):
+        trainer = AsyncTrainer(server, Arrays({"w": f32(0)}), FedAsyncAggregator(), {"max_rounds": 1, "evaluate": "none"})
+        async with asyncio.timeout(20):
+            await trainer.run()
+
+    def nothing(start, context):
+        return [np.asarray(start[0])], 0
+
+    with pytest.raises(RoundError, match="4 clients failed or had no samples, one after the other, the last of them"):
+        in_world({"w": f32(0)}, {"a": nothing, "b": nothing}, program)

@@ -56,7 +56,7 @@ class AsyncTrainer(Trainer):
     The aggregator (FedAsync, FedBuff) takes updates one at a time; each change of the weights is a version, recorded as a
     round. By the virtual clock, clients finish in the order that `config.latency` says, so that a run is the same bits on
     any number of ranks; by the real clock, in the order of arrival. Clients are drawn uniformly among those that are not
-    in training. A client that fails counts for nothing, and another takes its place.
+    in training. A client that fails or has no samples counts for nothing, and another takes its place.
 
     The start weights of clients in training are kept, one copy for each version that any of them started from.
     Raises ConfigError for a synchronous aggregator, and for settings of synchronous rounds.
@@ -85,7 +85,7 @@ class AsyncTrainer(Trainer):
         self._unrecorded = False
 
     async def run(self) -> None:
-        """All versions that are left. Raises RoundError where client after client fails; the last version stands then.
+        """All versions that are left. Raises RoundError where client after client counts for nothing; the last version stands.
 
         Raises OutOfTime, after a checkpoint, where the job has no time for another version.
         """
@@ -159,12 +159,11 @@ class AsyncTrainer(Trainer):
             if report.problem.kind == "diverged" and self.on_divergence == "raise":
                 raise Diverged(name, report.problem.reason)
             since.failures[name] = f"{report.problem.kind}: {report.problem.reason}"
+        if report.problem is not None or not report.num_samples:
             since.in_a_row += 1
             if since.in_a_row > len(self.server.clients) + len(self._flights):
-                raise RoundError(f"{since.in_a_row} clients failed one after the other, the last of them {name}; the "
-                                 f"global weights stay at version {self.round}")
-            return False
-        if not report.num_samples:
+                raise RoundError(f"{since.in_a_row} clients failed or had no samples, one after the other, the last of them "
+                                 f"{name}; the global weights stay at version {self.round}")
             return False
         assert done.weights is not None
         staleness = staleness_of(self.round, flight.version, name)
@@ -248,7 +247,7 @@ class _Since:
         self.metrics = MetricSum()
         self.num_samples = 0
         self.sent = 0
-        self.in_a_row = 0  # failures, one after the other
+        self.in_a_row = 0  # clients that counted for nothing, one after the other
 
     def add(self, client: ClientProxy, num_samples: int, metrics: Mapping[str, Any], staleness: int) -> None:
         self.clients.append(client)
