@@ -92,7 +92,7 @@ def _run_parallel(config: Config, resume: str | None, quiet: bool) -> Any:
     _set_threads(config, workers)
 
     async def lead() -> Any:
-        world = processes.World(workers + 1, work, (config.to_dict(),), env={THREADS: os.environ[THREADS]},
+        world = processes.World(workers + 1, work, (config,), env={THREADS: os.environ[THREADS]},
                                 preload=needed_modules(config))
         async with world as transport:
             return await _lead(config, "parallel", transport, resume, quiet)
@@ -107,9 +107,9 @@ def needed_modules(config: Config) -> list[str]:
     return ["federation.command_line", "federation.assemble", "federation.session", *(place.partition(":")[0] for place in places)]
 
 
-async def work(transport: Transport, settings: Mapping[str, Any]) -> None:
+async def work(transport: Transport, config: Config) -> None:
     """A worker process of parallel mode."""
-    config = load_config_from_dict(settings)
+    _mask_secrets(config)
     configure(transport.rank, config.log.level, form=config.log.format)
     await _follow(config, transport)
 
@@ -214,8 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if arguments is None else list(arguments))
         configure(rank, quiet=options.quiet)
         config = resolve_options(options)
-        for secret in config.secrets():
-            register_secret(secret)
+        _mask_secrets(config)
         configure(rank, config.log.level, options.quiet, config.log.format)
         if options.dry_run:
             if rank == 0:
@@ -242,6 +241,11 @@ def summary(result: Any) -> str:
     balance = f"{result.balance}\n" if result.balance else ""
     return (f"{result.rounds_completed} rounds in mode {result.mode} on {result.world_size} ranks{reached}\n{balance}"
             f"weights_sha256 {result.weights_sha256}\nfolder {result.output_dir}")
+
+
+def _mask_secrets(config: Config) -> None:
+    for secret in config.secrets():
+        register_secret(secret)
 
 
 def _set_threads(config: Config, workers: int) -> None:

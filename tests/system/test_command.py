@@ -217,6 +217,17 @@ def test_a_function_in_a_configuration():
         federation.run({"data": {"dataset_config": {"transform": lambda x: x}}})
 
 
+@pytest.mark.parametrize("token", ["SECRET123", "'${env:MY_TOKEN}'"])
+def test_secrets_reach_the_components_of_every_process_and_no_log(launch, token):
+    """S-SEC-05: in the settings of a component, as text or by reference."""
+    run = launch(mode="parallel", env={"MY_TOKEN": "SECRET123"},
+                 settings=["num_workers=1", "num_clients=2", "data.dataset=synthetic", "trainer_config.max_rounds=1",
+                           "components.model=model.numpy.linear", "components.learner=tests.system.told:Told",
+                           f"learner_config.token={token}"])
+    assert run.stderr.count("r1 #- WARNING federation.tests.told: the 9 letters are ***") == 2
+    assert "SECRET123" not in run.stdout + run.stderr
+
+
 def test_run_returns_the_result(tmp_path):
     import federation
 
