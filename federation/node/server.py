@@ -156,10 +156,11 @@ class ServerNode:
         """Go on in the world that comes after the one that has lost ranks; those that are left register anew.
 
         What clients keep is not known any more: `states.adopt` says what it was. Raises Disconnected where there is no
-        such world, RoundError where no rank is left that trains.
+        such world, RoundError where no rank is left that trains, or where this one is not done with a client of its own.
         """
         transport = self._transport
         assert transport is not None
+        self.host.stopping.set()
         if self._orders is not None and self._listening is not None:
             node, listening, self._orders, self._listening = self._orders.node, self._listening, None, None
             await _hear_no_more(listening)
@@ -169,7 +170,13 @@ class ServerNode:
         self._transport = await transport.recover()
         if self._transport.size == 1 and not self.members.hosts_clients:
             raise RoundError("every rank that trains clients is lost")
-        self.host.forget(allocator(self._transport))
+        try:
+            async with asyncio.timeout(self.round_timeout):
+                await compute(self.host.forget, allocator(self._transport))  # once the client that is in training is done
+        except TimeoutError:
+            raise RoundError(f"rank 0 took longer than round_timeout={self.round_timeout:g} s for the client that it trained "
+                             "when ranks were lost") from None
+        self.host.stopping.clear()
         await self.start()
 
     # -- what a trainer uses -------------------------------------------------------------------------------------

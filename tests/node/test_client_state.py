@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from federation.core.weights import Layout, Weights
 from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
-from federation.errors import ConfigError, UpdateError
+from federation.errors import ConfigError, RoundError, UpdateError
 from federation.node.client_state import ClientStates, unpacked
 from federation.node.host import ClientHost
 from federation.node.protocol import ClientState
@@ -23,6 +24,7 @@ from federation.node.round import Plan
 from federation.node.state_keeper import StateKeeper
 from node_comm import memory
 from node_comm.errors import ProtocolError
+from node_comm.node import give_up
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 5
@@ -278,6 +280,76 @@ def test_who_is_lost_before_the_commit_loses_nothing_that_was_fetched():
         assert set(await keeper.collect(fetch)) == {"a", "b"}
 
     asyncio.run(test())
+
+
+class Gate(Diary):
+    """Holds every client until the gate is opened."""
+
+    def __init__(self, model) -> None:
+        super().__init__(model)
+        self.trained: list[str] = []
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def fit(self, config=None):
+        self.entered.set()
+        assert self.open.wait(20)
+        self.trained.append(self.context.client_id)
+        return super().fit(config)
+
+
+async def lost_in_training(server, recover):
+    """Lose a rank while this one trains its first client, and bring the server to the next world, which is `recover`'s."""
+    server.members.hosts_clients = True
+    server._transport.recover = recover
+    await server.broadcast_weights(Weights.of(MODEL))
+    fitting = await server.begin_fit(Plan(1, server.get_connected_clients()))
+    await asyncio.to_thread(server.host.learner.entered.wait, 20)
+    await give_up(fitting)  # as the loss ends it
+    await server.recover()
+
+
+def test_who_is_lost_has_the_server_train_no_more_for_that_round():
+    """What it had begun is done, and then forgotten, before it goes on in the next world."""
+    async def program(server):
+        host, learner = server.host, server.host.learner
+        fit, forget, done = host.fit, host.forget, []
+
+        def fit_seen(order):
+            try:
+                return fit(order)
+            finally:
+                done.append("fit")
+
+        def forget_seen(allocate):
+            done.append("forget")
+            forget(allocate)
+
+        async def recover():
+            learner.open.set()
+            return memory.world(1)[0]
+
+        host.fit, host.forget = fit_seen, forget_seen
+        await lost_in_training(server, recover)
+        assert (done, learner.trained, host.states.commit()) == (["fit", "forget"], ["client_0"], [])
+        await server.broadcast_weights(Weights.of(MODEL))
+        assert len((await server.fit(Plan(1, server.get_connected_clients()))).outcomes) == CLIENTS
+
+    in_world(0, program, learner=Gate)
+
+
+def test_a_server_whose_own_client_is_never_done_does_not_go_on():
+    async def program(server):
+        async def recover():
+            return memory.world(1)[0]
+
+        server.round_timeout = 0.1
+        try:
+            with pytest.raises(RoundError, match="longer than round_timeout=0.1 s"):
+                await lost_in_training(server, recover)
+        finally:
+            server.host.learner.open.set()
+
+    in_world(0, program, learner=Gate)
 
 
 @pytest.mark.parametrize(("layout", "buffer", "words"), [
