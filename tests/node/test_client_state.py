@@ -344,7 +344,7 @@ def test_a_server_whose_own_client_is_never_done_does_not_go_on():
 
         server.round_timeout = 0.1
         try:
-            with pytest.raises(RoundError, match="longer than round_timeout=0.1 s"):
+            with pytest.raises(RoundError, match=r"longer than round_timeout=0.1 s"):
                 await lost_in_training(server, recover)
         finally:
             server.host.learner.open.set()
