@@ -63,6 +63,7 @@ class OpenServerNode(ServerNode):
         super().__init__(**settings)
         self.members = OpenMembers(self.node_id, setup or {}, expected)
         self._contributors: list[int] = []
+        self._late: dict[int, int] = {}  # the rounds in which ranks were late with their updates
         self._packed: list[tuple[Outcome, int]] = []  # the updates of this round that are to be fetched so, and from whom
         self._watching: asyncio.Task[None] | None = None
 
@@ -212,8 +213,11 @@ class OpenServerNode(ServerNode):
             raise self._interrupted(round, rank, error) from error
 
     def _interrupted(self, round: int, rank: int, error: Exception) -> RoundError:
-        """What has a round done again. Who has answered, but not as it should, is let go, and is not there then."""
-        if not isinstance(error, Disconnected | Timeout):
+        """What has a round done again. Who has answered, but not as it should, is let go, and is not there then; and so is who
+        was late for the second time."""
+        if isinstance(error, Timeout) and self._late.get(rank) != round:
+            self._late[rank] = round
+        elif not isinstance(error, Disconnected):
             self._let_go(rank, str(error))
         return RoundError(f"round {round} has to be done again: {self.star.name(rank)}: {error}")
 
