@@ -129,8 +129,10 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
     placement: Annotated[Literal["balanced", "last_rank"],
                          Meta(extra=OUTSIDE, description="How clients are shared among ranks. `last_rank`, all on one, "
                               "is the worst case, for tests.")] = "balanced"
-    round_timeout: Annotated[float | None, Meta(gt=0, extra=OUTSIDE, description="Seconds after which a round "
-                                                "closes without the clients that are late; null: no limit.")] = None
+    round_timeout: Annotated[float | None, Meta(gt=0, extra=OUTSIDE, description="Seconds that a step of a round may take; "
+                                                "null: no limit. In mode server, a round then closes without the clients that "
+                                                "are late; elsewhere, the run ends, or goes on without the rank where it "
+                                                "outlives the loss of ranks.")] = None
     connect_timeout: Annotated[float, Meta(gt=0, extra=OUTSIDE, description="Seconds to wait for `min_clients` at the "
                                            "start.")] = 60.0
 

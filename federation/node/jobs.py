@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from federation.core.weights import Weights
-from federation.errors import RoundError, UpdateError
+from federation.errors import UpdateError
 from federation.node.compute import compute
+from federation.node.orders import expect
 from federation.node.protocol import Train, Trained
 from federation.node.proxy import ClientProxy
 from federation.node.server import ServerNode
+from node_comm.node import give_up
 
 #: Jobs that a rank is given at a time: one that it trains, and one that waits, so that it never idles.
 PER_RANK = 2
@@ -55,7 +57,8 @@ class Jobs:
         self._running: dict[asyncio.Task[None], int] = {}
 
     def submit(self, job: Job) -> asyncio.Future[Done]:
-        """Have `job` done; the future holds what came of it, or raises what ended its rank."""
+        """Have `job` done; the future holds what came of it, or raises what ended its rank, or RoundError where that takes
+        longer than `round_timeout` (Disconnected in a world that outlives the loss of ranks)."""
         heapq.heappush(self._waiting, (job.urgency, job.number, job))
         self._results[job.number] = asyncio.get_running_loop().create_future()
         result = self._results[job.number]
@@ -88,7 +91,8 @@ class Jobs:
                 if entry[2].client.rank is None:
                     break  # no rank has room
                 continue
-            task = asyncio.create_task(self._run(entry[2], rank), name=f"job {entry[1]} on rank {rank}")
+            before = [other for other, at in self._running.items() if at == rank]
+            task = asyncio.create_task(self._run(entry[2], rank, before), name=f"job {entry[1]} on rank {rank}")
             self._running[task] = rank
             task.add_done_callback(self._finished)
         for entry in held:
@@ -105,10 +109,10 @@ class Jobs:
         if not task.cancelled():
             self._hand_out()
 
-    async def _run(self, job: Job, rank: int) -> None:
+    async def _run(self, job: Job, rank: int, before: Sequence[asyncio.Task[None]]) -> None:
         result = self._results[job.number]
         try:
-            done = await self._train(job, rank)
+            done = await self._train(job, rank, before)
         except Exception as error:
             if not result.done():
                 result.set_exception(error)
@@ -118,23 +122,31 @@ class Jobs:
         finally:
             self._results.pop(job.number, None)
 
-    async def _train(self, job: Job, rank: int) -> Done:
+    async def _train(self, job: Job, rank: int, before: Sequence[asyncio.Task[None]]) -> Done:
+        """Have `rank` do `job`, for which its time begins when the jobs `before` are done."""
         server, out = self._server, Weights.zeros(job.start.layout)
         order = Train(client_id=job.client.client_id, number=job.number, config=dict(job.config))
-        if rank == 0:
-            report = await compute(server.host.train, order, job.start, out)
-        else:
-            timeout = server.round_timeout
-            try:
-                async with asyncio.timeout(timeout):
-                    answer, _ = await server.node.request(rank, order, job.start.buffer, into=out.buffer)
-            except TimeoutError:
-                raise RoundError(f"{order.client_id} took longer than round_timeout={timeout:g} s on rank {rank}") from None
-            assert isinstance(answer, Trained), answer
-            report = answer
+        training = asyncio.create_task(self._ask(rank, order, job.start, out))
+        try:
+            if before:
+                await asyncio.wait(before)
+            async with asyncio.timeout(server.orders.patience):
+                report = await training
+        except TimeoutError:
+            raise server.orders.overdue(f"{order.client_id} took longer than round_timeout={server.round_timeout:g} s on "
+                                        f"rank {rank}", is_here=rank == 0) from None
+        finally:
+            await give_up(training)
         if report.refused:
             raise UpdateError(report.refused)
         return Done(None if report.problem else out, report)
+
+    async def _ask(self, rank: int, order: Train, start: Weights, out: Weights) -> Trained:
+        server = self._server
+        if rank == 0:
+            return await compute(server.host.train, order, start, out)
+        answer, _ = await server.node.request(rank, order, start.buffer, into=out.buffer)
+        return expect(answer, Trained)
 
 
 def _look_at(result: asyncio.Future[Done]) -> None:

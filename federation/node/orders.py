@@ -51,7 +51,7 @@ class Orders:
             async with asyncio.timeout(self.patience):
                 yield
         except TimeoutError:
-            raise self._overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
+            raise self.overdue(f"round {round}: {what} took longer than round_timeout={self.round_timeout:g} s") from None
 
     async def tell(self, ranks: Sequence[int], message: Message) -> None:
         """Send `message` to `ranks`, one after the other: without an array, it waits for nobody in a closed world."""
@@ -123,14 +123,14 @@ class Orders:
                 if answer.done():
                     answer.result()
             if late:
-                raise self._overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
+                raise self.overdue(f"round {round}: no report within round_timeout={self.round_timeout:g} s from "
                                     f"{silent()}", answers[0] in late)
             return {rank: expect(answer.result()[0], reply) for rank, answer in answers.items()}
         finally:
             saying.cancel()
             await give_up(*answers.values())
 
-    def _overdue(self, text: str, is_here: bool = False) -> Exception:
+    def overdue(self, text: str, is_here: bool = False) -> Exception:
         """What to raise after that time; `is_here`: this very rank has not done its share."""
         return Disconnected(text) if self.node.transport.recoverable and not is_here else RoundError(text)
 
