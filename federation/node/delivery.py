@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from federation.node.orders import Orders
 from federation.node.protocol import WeightsFollow
 from node_comm import Transport
+from node_comm.node import give_up
 
 
 class Delivery:
@@ -34,7 +36,8 @@ class Delivery:
         if place is not None:
             return
         sending = [node.send(rank, order, buffer) for rank in ranks] if is_sent else [node.transport.broadcast(buffer, root=0)]
-        moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], round))
+        before = orders.before(orders.jobs)
+        moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], before, round))
         moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
         self._moving = moving
         orders.follow(moving)
@@ -52,6 +55,11 @@ def is_direct(nbytes: int, ranks: Sequence[int], transport: Transport) -> bool:
     return nbytes * len(ranks) <= transport.direct_bytes
 
 
-async def _sent(orders: Orders, sending: Sequence[asyncio.Task[None]], round: int) -> None:
-    async with orders.deadline(round, "the broadcast of the weights"):
-        await orders.node.attend(asyncio.gather(*sending))
+async def _sent(orders: Orders, sending: Sequence[asyncio.Task[None]], before: Sequence[asyncio.Task[Any]], round: int) -> None:
+    arriving = asyncio.gather(*sending)
+    try:
+        await orders.turn(arriving, before)
+        async with orders.deadline(round, "the broadcast of the weights"):
+            await orders.node.attend(arriving)
+    finally:
+        await give_up(arriving)

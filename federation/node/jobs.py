@@ -67,6 +67,7 @@ class Jobs:
         return result
 
     async def __aenter__(self) -> Jobs:
+        self._server.orders.jobs = self._running.keys()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -91,7 +92,7 @@ class Jobs:
                 if entry[2].client.rank is None:
                     break  # no rank has room
                 continue
-            before = [other for other, at in self._running.items() if at == rank]
+            before = self._server.orders.before([other for other, at in self._running.items() if at == rank])
             task = asyncio.create_task(self._run(entry[2], rank, before), name=f"job {entry[1]} on rank {rank}")
             self._running[task] = rank
             task.add_done_callback(self._finished)
@@ -109,7 +110,7 @@ class Jobs:
         if not task.cancelled():
             self._hand_out()
 
-    async def _run(self, job: Job, rank: int, before: Sequence[asyncio.Task[None]]) -> None:
+    async def _run(self, job: Job, rank: int, before: Sequence[asyncio.Task[Any]]) -> None:
         result = self._results[job.number]
         try:
             done = await self._train(job, rank, before)
@@ -122,14 +123,13 @@ class Jobs:
         finally:
             self._results.pop(job.number, None)
 
-    async def _train(self, job: Job, rank: int, before: Sequence[asyncio.Task[None]]) -> Done:
-        """Have `rank` do `job`, for which its time begins when the jobs `before` are done."""
+    async def _train(self, job: Job, rank: int, before: Sequence[asyncio.Task[Any]]) -> Done:
+        """Have `rank` do `job`; the time for it begins when what it does `before` is done."""
         server, out = self._server, Weights.zeros(job.start.layout)
         order = Train(client_id=job.client.client_id, number=job.number, config=dict(job.config))
         training = asyncio.create_task(self._ask(rank, order, job.start, out))
         try:
-            if before:
-                await asyncio.wait(before)
+            await server.orders.turn(training, before)
             async with asyncio.timeout(server.orders.patience):
                 report = await training
         except TimeoutError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ class Orders:
         self.node = node
         self.round_timeout = round_timeout
         self._last: asyncio.Task[Any] | None = None  # what ranks have to do, or to get, before anything new
+        self.jobs: Collection[asyncio.Task[None]] = ()  # what ranks have been given to do beside orders
 
     @property
     def patience(self) -> float | None:
@@ -93,7 +94,7 @@ class Orders:
     def await_reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R],
                       round: int) -> asyncio.Task[dict[int, R]]:
         """The second half of `give`: what brings the reports, of which this rank's is one, by rank."""
-        reporting = asyncio.create_task(self._reports(answers, reply, round, self._last))
+        reporting = asyncio.create_task(self._reports(answers, reply, round, self.before(self.jobs)))
         self._last = reporting
         return reporting
 
@@ -101,13 +102,26 @@ class Orders:
         """Orders from now on are done when what is `moving` has arrived, and the time for them begins then."""
         self._last = moving
 
+    def before(self, jobs: Collection[asyncio.Task[None]]) -> list[asyncio.Task[Any]]:
+        """What ranks do before anything new: the last order, and these jobs."""
+        return [task for task in (*jobs, self._last) if task is not None and not task.done()]
+
+    async def turn(self, work: asyncio.Future[Any], before: Collection[asyncio.Task[Any]]) -> None:
+        """Wait until what comes `before` is done (or `work` already): the time for `work` begins then."""
+        if before:
+            rest = asyncio.create_task(asyncio.wait(before))
+            try:
+                await self.node.attend(asyncio.wait({work, rest}, return_when=asyncio.FIRST_COMPLETED))
+            finally:
+                rest.cancel()
+
     async def settle(self) -> None:
         """Wait until nobody has an order to do, whatever came of it."""
         if self._last is not None:
             await asyncio.wait({self._last})
 
     async def _reports(self, answers: Mapping[int, asyncio.Future[Answer]], reply: type[R], round: int,
-                       before: asyncio.Task[Any] | None) -> dict[int, R]:
+                       before: Collection[asyncio.Task[Any]]) -> dict[int, R]:
         """Wait for the reports of these ranks, once what comes `before` is done."""
 
         def silent() -> str:
@@ -116,8 +130,8 @@ class Orders:
 
         saying = Reminder(round, silent)
         try:
-            if before is not None:
-                await asyncio.wait({before})
+            if before:
+                await asyncio.wait(before)
             _, late = await asyncio.wait(answers.values(), timeout=self.patience, return_when=asyncio.FIRST_EXCEPTION)
             for answer in answers.values():
                 if answer.done():

@@ -11,9 +11,10 @@ import pytest
 
 from federation.core.weights import Weights
 from federation.errors import RoundError
+from federation.node.delivery import _sent
 from federation.node.jobs import Job, Jobs
 from federation.node.orders import Orders
-from federation.node.protocol import Train, Trained
+from federation.node.protocol import Moved, Train, Trained
 from federation.node.proxy import ClientProxy
 from node_comm import Disconnected
 from tests.node.worlds import f32
@@ -23,7 +24,7 @@ class Server:
     """A server whose ranks answer when the test says so. Counts the clocks that run for them."""
 
     def __init__(self, round_timeout: float | None = None, is_recoverable: bool = False) -> None:
-        node: Any = SimpleNamespace(transport=SimpleNamespace(recoverable=is_recoverable), request=self.request)
+        node: Any = SimpleNamespace(transport=SimpleNamespace(recoverable=is_recoverable), request=self.request, attend=self.attend)
         server, self.clocks = self, 0
 
         class Watched(Orders):
@@ -41,6 +42,9 @@ class Server:
     async def request(self, rank: int, order: Train, buffer: Any, into: Any) -> Any:
         self.answers[order.number] = asyncio.get_running_loop().create_future()
         return await self.answers[order.number], None
+
+    async def attend(self, work: Any) -> Any:
+        return await work
 
     def train(self, order: Train, start: Weights, out: Weights) -> Trained:
         assert self.open.wait(20)
@@ -79,6 +83,39 @@ def test_the_time_for_a_job_begins_when_the_one_before_it_is_done():
         for number in (2, 3):
             server.answers[number].set_result(Trained(num_samples=number))
         assert [(await result).report.num_samples for result in results] == [1, 2, 3]
+
+    in_jobs(server, program)
+
+
+def test_the_time_for_orders_and_jobs_begins_when_what_came_before_is_done():
+    """An order to evaluate, say, and the broadcast before it, wait in a rank's queue behind two jobs, and the next job behind
+    them. What has come already waits for nothing."""
+    server = Server(round_timeout=100)
+
+    async def program(jobs: Jobs) -> None:
+        loop, orders = asyncio.get_running_loop(), server.orders
+        first = jobs.submit(job(1, 1))
+        await settled()
+        weights, report = loop.create_future(), loop.create_future()
+        arriving = asyncio.create_task(_sent(orders, [weights], orders.before(orders.jobs), 1))
+        reporting = orders.await_reports({1: report}, Moved, 1)
+        second, third = jobs.submit(job(2, 2)), jobs.submit(job(3, 2))
+        await settled()
+        assert server.clocks == 1
+        server.answers[1].set_result(Trained(num_samples=1))
+        await settled()
+        assert (first.done(), server.clocks) == (True, 3)
+        server.answers[2].set_result(Trained(num_samples=1))
+        await settled()
+        assert (second.done(), server.clocks) == (True, 4)
+        weights.set_result(None)
+        report.set_result((Moved(), None))
+        await arriving
+        await reporting
+        await settled()
+        assert server.clocks == 5
+        server.answers[3].set_result(Trained(num_samples=1))
+        await third
 
     in_jobs(server, program)
 
