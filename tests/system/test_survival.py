@@ -97,7 +97,8 @@ def test_a_frozen_worker_is_replaced(launch, tmp_path):
     # Once it has begun: round_timeout is about rounds, and a busy machine may take longer to start than any number of seconds.
     run = run_killing(tmp_path / "frozen", [0.3], settings, signal.SIGSTOP, rows=1)
     assert run.status == 0, run.stderr
-    assert "no report within round_timeout=1 s from rank" in run.stderr
+    # It may have stopped in the middle of its training, or while weights or sums were on their way.
+    assert re.search(r"(no report within|took longer than) round_timeout=1 s", run.stderr)
     assert run.rows == launch(mode="serial", settings=SETTINGS).rows
 
 
