@@ -32,6 +32,7 @@ NAMELESS = hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd")
 ALIGNMENT = 64
 
 _SMALLEST = mmap.PAGESIZE
+_ADVICE = "Let this process have more open files (ulimit -n) or more memory (ulimit -v, vm.max_map_count)"
 
 
 class Location(msgspec.Struct, frozen=True, array_like=True):
@@ -52,8 +53,8 @@ class Location(msgspec.Struct, frozen=True, array_like=True):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise Unavailable(f"the memory of rank {self.owner} ({self.nbytes} bytes) cannot be mapped: {error}. Let this process "
-                              "have more open files (ulimit -n) or more memory (ulimit -v, vm.max_map_count)") from error
+            raise Unavailable(f"the memory of rank {self.owner} ({self.nbytes} bytes) cannot be mapped: {error}. "
+                              f"{_ADVICE}") from error
 
     def read(self, nbytes: int) -> bytes:
         """A copy of the first `nbytes`."""
@@ -112,7 +113,10 @@ _DECODER = msgspec.msgpack.Decoder(Place)
 
 
 class Segment:
-    """Memory of this process that others can map. `readers` are the ranks that may have done so."""
+    """Memory of this process that others can map. `readers` are the ranks that may have done so.
+
+    Raises Unavailable where the system refuses it.
+    """
 
     def __init__(self, owner: int, number: int, nbytes: int, nameless: bool = NAMELESS) -> None:
         self.owner = owner
@@ -120,13 +124,18 @@ class Segment:
         self.nbytes = max(nbytes, 1)
         self.readers: set[int] = set()
         self._nameless = nameless
-        if nameless:
-            self._descriptor = os.memfd_create(f"node_comm rank {owner} number {number}")
-            self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-        else:
-            self._descriptor, self.path = tempfile.mkstemp(prefix="node_comm-")
-        os.ftruncate(self._descriptor, self.nbytes)
-        self.memory = mmap.mmap(self._descriptor, self.nbytes)
+        self._descriptor = -1
+        try:
+            if nameless:
+                self._descriptor = os.memfd_create(f"node_comm rank {owner} number {number}")
+                self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+            else:
+                self._descriptor, self.path = tempfile.mkstemp(prefix="node_comm-")
+            os.ftruncate(self._descriptor, self.nbytes)
+            self.memory = mmap.mmap(self._descriptor, self.nbytes)
+        except OSError as error:
+            self.close()
+            raise Unavailable(f"rank {owner} gets no shared memory of {self.nbytes} bytes: {error}. {_ADVICE}") from error
 
     def location(self, offset: int) -> Location:
         """How others find the byte at `offset`."""

@@ -59,6 +59,19 @@ def test_location_that_means_another_file_by_now() -> None:
             location.map()
 
 
+@pytest.mark.parametrize("nameless", [NAMELESS, False])
+def test_memory_that_the_system_refuses(nameless: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it."""
+    def refuse(descriptor: int, nbytes: int) -> mmap.mmap:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("node_comm.segments.mmap.mmap", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Unavailable, match=r"rank 3 gets no shared memory of 4096 bytes: .*Cannot allocate memory.*ulimit"):
+        Segment(3, 1, 4096, nameless)
+    assert os.listdir("/proc/self/fd") == before
+
+
 UNREAPED = """
 import ctypes, os, signal
 import msgspec
