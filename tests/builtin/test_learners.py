@@ -445,6 +445,17 @@ def test_what_sklearn_can_report():
         trained_here(learner, data, metrics=["normaliser"])
 
 
+def test_a_rate_given_to_one_fit_of_sklearn_ends_with_it():
+    """A rank's next client has the estimator's own rate, whoever was trained before."""
+    data, learner = make_data(30), SklearnLearner(LogisticModel(input_size=6, output_size=4))
+    weights = []
+    for config in ({}, {"client_lr": 0.5}, {}):
+        learner.set_weights([np.zeros((4, 6)), np.zeros(4)])
+        learner.bind(data, Context("a", 1, 0))
+        weights.append(learner.fit(config).weights.sha256())
+    assert weights[0] == weights[2] != weights[1]
+
+
 @pytest.mark.parametrize("clip_norm", [None, 1e6])
 def test_a_correction_reaches_parameters_that_the_loss_does_not(clip_norm):
     """The gradient of a penalty is there even where that of the loss is absent: 1 - 0.1 * (1 - 3), and so on."""

@@ -74,20 +74,16 @@ class SklearnModel(Model):
         `x`: (n, ...) real; `y`: int64 (n,), n at least 1. `client_lr` is the estimator's `eta0`, where it has one.
         Returns False, with weights unchanged, where the estimator cannot learn from a single class.
         """
-        rows = self._rows(x, y)
-        if client_lr is not None:
-            if "eta0" not in self.estimator.get_params():
-                raise ConfigError(f"learner_config.client_lr: {type(self.estimator).__name__} has no rate (eta0)")
-            self.estimator.set_params(eta0=client_lr)
-        if not self._in_parts:
-            return self._solve(rows, y, seeds)
-        if hasattr(self.estimator, "t_"):
-            self.estimator.t_ = 1.0  # the schedule's clock would tell one client from the next
-        for seed in seeds:
-            if "random_state" in self.estimator.get_params():
-                self.estimator.set_params(random_state=seed % 2**32)
-            self.estimator.partial_fit(rows, y, classes=self.classes)
-        return True
+        rows, settings = self._rows(x, y), self.estimator.get_params()
+        if client_lr is None:
+            return self._go_on(rows, y, seeds)
+        if "eta0" not in settings:
+            raise ConfigError(f"learner_config.client_lr: {type(self.estimator).__name__} has no rate (eta0)")
+        self.estimator.set_params(eta0=client_lr)
+        try:
+            return self._go_on(rows, y, seeds)
+        finally:
+            self.estimator.set_params(eta0=settings["eta0"])  # the next call may want the estimator's own
 
     def metrics(self, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
         """Mean "accuracy" over (x, y), at least one sample; and "loss", the cross entropy, of estimators that know
@@ -106,6 +102,17 @@ class SklearnModel(Model):
     def settings_from_data(cls, input_shape: tuple[int, ...], num_classes: int | None) -> dict[str, object]:
         """Input size and number of classes."""
         return {"input_size": math.prod(input_shape), "output_size": num_classes or 1}
+
+    def _go_on(self, rows: np.ndarray, y: np.ndarray, seeds: Sequence[int]) -> bool:
+        if not self._in_parts:
+            return self._solve(rows, y, seeds)
+        if hasattr(self.estimator, "t_"):
+            self.estimator.t_ = 1.0  # the schedule's clock would tell one client from the next
+        for seed in seeds:
+            if "random_state" in self.estimator.get_params():
+                self.estimator.set_params(random_state=seed % 2**32)
+            self.estimator.partial_fit(rows, y, classes=self.classes)
+        return True
 
     def _solve(self, rows: np.ndarray, y: np.ndarray, seeds: Sequence[int]) -> bool:
         present = np.unique(y)
