@@ -35,7 +35,7 @@ class MetricSum:
             raise ValueError(f"num_samples must be an integer of 0 or more, not {num_samples!r}")
         weight = int(num_samples)
         for key, value in metrics.items():
-            number = _number(value)
+            number = as_number(value)
             if number is None or not isinstance(key, str):
                 self.left_out.add(str(key))
             elif weight > 0:
@@ -96,7 +96,7 @@ def _in_units(number: float) -> int:
     return numerator << (_UNIT_BITS - (denominator.bit_length() - 1))
 
 
-def _number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """`value` as a float64, or None where it is not a number. An integer beyond float64 counts as infinite."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()

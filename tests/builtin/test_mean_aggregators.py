@@ -8,6 +8,7 @@ import random
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from federation.builtin.aggregators.fedadagrad import FedAdagradAggregator
 from federation.builtin.aggregators.fedadam import FedAdamAggregator
@@ -165,6 +166,22 @@ def test_a_missing_metric_names_the_client(name, metric, values):
     for value in values:
         with pytest.raises(UpdateError, match=rf"client-7.*{metric}"):
             ALL[name]().aggregate([update(1, [np.ones(2)]), update(7, [np.ones(2)], **{metric: value})], [np.zeros(2)])
+
+
+@pytest.mark.parametrize(("name", "metric"), [("fednova", "normaliser"), ("qfedavg", "start_loss")])
+def test_a_metric_that_is_not_finite_is_that_of_a_client_that_diverged(name, metric):
+    """Such a client is left out of the round, as one whose weights are not finite; it does not end the run."""
+    for value in (math.nan, math.inf):
+        with pytest.raises(Diverged, match=rf"client-7.*{metric}"):
+            ALL[name]().aggregate([update(1, [np.ones(2)]), update(7, [np.ones(2)], **{metric: value})], [np.zeros(2)])
+
+
+@pytest.mark.parametrize(("name", "metric"), [("fednova", "normaliser"), ("qfedavg", "start_loss")])
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.array, torch.tensor])
+def test_metrics_of_other_libraries_are_numbers(name, metric, kind):
+    found = [ALL[name]().aggregate([update(1, [np.ones(2)], **{metric: value})], [np.zeros(2)])[0].tolist()
+             for value in (3, kind(3))]
+    assert found[0] == found[1]
 
 
 def test_norm_clipping_clips_each_update():

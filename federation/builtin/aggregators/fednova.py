@@ -9,10 +9,11 @@ import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import ServerOptimizer, ServerSettings
 from federation.core.aggregator import RoundStats
+from federation.core.metrics import as_number
 from federation.core.types import ClientUpdate
 from federation.core.updates import Contribution
 from federation.core.weights import Weights
-from federation.errors import ConfigError, UpdateError
+from federation.errors import ConfigError, Diverged, UpdateError
 
 
 @final
@@ -33,12 +34,15 @@ class FedNovaAggregator(ServerOptimizer):
 
     def weigh(self, update: ClientUpdate, start: Weights) -> Contribution:
         """p_k / a_k, up to a factor that all clients share."""
-        normaliser = update.metrics.get("normaliser")
-        if not isinstance(normaliser, int | float) or not 0 < normaliser < math.inf:
+        given = update.metrics.get("normaliser")
+        normaliser = as_number(given)
+        if normaliser is None or normaliser <= 0:
             raise UpdateError(f"{update.client_id}: FedNova needs the metric normaliser (the number of local steps, for "
-                              f"plain SGD), a number above 0, and got {normaliser!r}: use federated.learner.default, or "
+                              f"plain SGD), a number above 0, and got {given!r}: use federated.learner.default, or "
                               "report it where config[\"metrics\"] asks for it")
-        return Contribution(update.num_samples / float(normaliser), update.num_samples)
+        if not math.isfinite(normaliser):
+            raise Diverged(update.client_id, "normaliser")
+        return Contribution(update.num_samples / normaliser, update.num_samples)
 
     def divisor(self, total: float, stats: RoundStats) -> float:
         """Of the clients' samples, so that the mean is that of as many steps as they took on average."""

@@ -8,10 +8,11 @@ from typing import ClassVar, final
 from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.aggregator import MeanAggregator, RoundStats
 from federation.core.distance import squared_distance
+from federation.core.metrics import as_number
 from federation.core.types import ClientUpdate
 from federation.core.updates import Contribution
 from federation.core.weights import Weights
-from federation.errors import UpdateError
+from federation.errors import Diverged, UpdateError
 
 #: Losses below it count as this much: a client without any loss would have no finite weight for q below 1.
 LEAST_LOSS = 1e-10
@@ -36,12 +37,15 @@ class QFedAvgAggregator(MeanAggregator):
 
     def weigh(self, update: ClientUpdate, start: Weights) -> Contribution:
         """lipschitz * F_k^q, and h_k of the paper."""
-        loss = update.metrics.get("start_loss")
-        if not isinstance(loss, int | float) or not 0 <= loss < math.inf:
+        given = update.metrics.get("start_loss")
+        loss = as_number(given)
+        if loss is None or loss < 0:
             raise UpdateError(f"{update.client_id}: q-FedAvg needs the metric start_loss (the loss before training), a "
-                              f"number of at least 0, and got {loss!r}: use federated.learner.default, or report it where "
+                              f"number of at least 0, and got {given!r}: use federated.learner.default, or report it where "
                               "config[\"metrics\"] asks for it")
-        loss = max(float(loss), LEAST_LOSS)
+        if not math.isfinite(loss):
+            raise Diverged(update.client_id, "start_loss")
+        loss = max(loss, LEAST_LOSS)
         weight = self._lipschitz * loss**self._q
         if self._q == 0:
             return Contribution(weight, weight)
