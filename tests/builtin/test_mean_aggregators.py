@@ -176,6 +176,11 @@ def test_a_metric_that_is_not_finite_is_that_of_a_client_that_diverged(name, met
             ALL[name]().aggregate([update(1, [np.ones(2)]), update(7, [np.ones(2)], **{metric: value})], [np.zeros(2)])
 
 
+def test_a_power_beyond_float64_names_the_client_and_q():
+    with pytest.raises(UpdateError, match=r"client-7: start_loss=2\.3 .* q=1000"):
+        QFedAvgAggregator(lipschitz=10.0, q=1000.0).aggregate([update(7, [np.ones(2)], start_loss=2.3)], [np.zeros(2)])
+
+
 @pytest.mark.parametrize(("name", "metric"), [("fednova", "normaliser"), ("qfedavg", "start_loss")])
 @pytest.mark.parametrize("kind", [np.float32, np.int64, np.array, torch.tensor])
 def test_metrics_of_other_libraries_are_numbers(name, metric, kind):

@@ -46,7 +46,11 @@ class QFedAvgAggregator(MeanAggregator):
         if not math.isfinite(loss):
             raise Diverged(update.client_id, "start_loss")
         loss = max(loss, LEAST_LOSS)
-        weight = self._lipschitz * loss**self._q
+        try:
+            weight = self._lipschitz * loss**self._q
+        except OverflowError:
+            raise UpdateError(f"{update.client_id}: start_loss={loss:g} to the power of q={self._q:g} is beyond float64; "
+                              "use a smaller q") from None
         if self._q == 0:
             return Contribution(weight, weight)
         distance = self._lipschitz**2 * squared_distance(update.weights, start)
