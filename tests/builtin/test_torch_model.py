@@ -15,6 +15,7 @@ from federation.builtin.learners.default import DefaultLearner
 from federation.builtin.models.cnn import CNNModel
 from federation.builtin.models.mlp import MLPModel
 from federation.builtin.models.torch_model import TorchModel
+from federation.core.learner import Context
 from federation.core.weights import Weights
 from federation.errors import ConfigError, UpdateError
 from tests.builtin.torch_parts import Rebinding, Tied, make_data
@@ -154,6 +155,35 @@ def test_buffers_outside_the_state_dict_are_left_out():
     module.register_buffer("scale", torch.tensor(3.0))
     module.register_buffer("nothing", None)
     assert TorchModel(module).weights.names == ("weight", "bias", "scale")
+
+
+class Centred(nn.Module):
+    """Keeps a running mean of its samples out of its state_dict, in place or in a new tensor each time."""
+
+    def __init__(self, rebinds: bool) -> None:
+        super().__init__()
+        self.rebinds = rebinds
+        self.linear = nn.Linear(6, 4)
+        self.register_buffer("mean", torch.full((6,), 0.5), persistent=False)
+
+    def forward(self, samples):
+        if self.training:
+            mean = 0.9 * self.mean + 0.1 * samples.mean(0)
+            self.mean = mean if self.rebinds else self.mean.copy_(mean)
+        return self.linear(samples - self.mean)
+
+
+@pytest.mark.parametrize("rebinds", [False, True])
+def test_no_client_trains_with_what_another_left_in_a_buffer_outside_the_state_dict(rebinds):
+    learner = DefaultLearner(TorchModel(Centred(rebinds)), batch_size=8)
+    start, digests = learner.get_weights(), []
+    for learns in (learner, learner, copy.deepcopy(learner.model)):
+        if isinstance(learns, TorchModel):
+            learns = DefaultLearner(learns, batch_size=8)
+        learns.set_weights(start)
+        learns.bind(make_data(40), Context("a", 1, 0))
+        digests.append(learns.fit().weights.sha256())
+    assert digests == digests[:1] * 3
 
 
 def test_a_buffer_that_the_module_rebinds_stays_in_the_weights():

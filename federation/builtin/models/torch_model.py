@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from federation.kernels import BFLOAT16
 
 @dataclass(frozen=True)
 class _Slot:
-    """One array of the layout in the module: `home[key]` is `tensor`, whose memory is `view`."""
+    """One array of the layout in the module: `home[key]` is `tensor`, whose memory is `view`.
+
+    Of a buffer beside the layout, `view` are the values to begin with."""
 
     name: str
     home: dict[str, Any]
@@ -38,7 +40,8 @@ class TorchModel(Model):
 
     The layout's order is that of the module, in three groups: trainable parameters (by dtype), frozen parameters,
     buffers (BatchNorm's statistics and counters). Names are those of `state_dict`; a tensor with two names stands once,
-    under the first. Buffers that the module keeps out of its state_dict are no part of the weights.
+    under the first. Buffers that the module keeps out of its state_dict are no part of the weights: setting weights puts
+    them back to what they were at first, so that no client trains with what another has left in them.
 
     `input_shape` (of one sample) and `num_classes` (None for regression) let a learner without data make some up.
 
@@ -70,6 +73,8 @@ class TorchModel(Model):
             owner = self.module.get_submodule(path)
             home = owner._parameters if key in owner._parameters else owner._buffers
             self._slots.append(_Slot(name, home, key, tensor, view))
+        self._beside = [_Slot(name, owner._buffers, key, buffer, buffer.detach().clone())
+                        for name, owner, key, buffer in _buffers_beside(self.module)]
 
     def _reattach(self) -> None:
         """Bring tensors back that the module has put in place of its own, as in `self.mean = 0.9 * self.mean + ...`."""
@@ -99,6 +104,9 @@ class TorchModel(Model):
         """Overwrite all weights; raises UpdateError unless names, shapes and dtypes fit."""
         self._reattach()
         self._weights.copy_from(weights, who=f"the weights for {type(self).__name__}")
+        for slot in self._beside:
+            slot.home[slot.key] = slot.tensor
+            slot.tensor.detach().copy_(slot.view)
 
     def make_steps(self) -> TorchSteps:
         """How a learner trains this model."""
@@ -115,6 +123,8 @@ class TorchModel(Model):
         memo[id(self)] = clone
         clone.module = copy.deepcopy(self.module, memo)
         clone._attach()
+        at_first = {slot.name: slot.view for slot in self._beside}
+        clone._beside = [replace(slot, view=at_first.get(slot.name, slot.view)) for slot in clone._beside]
         return clone
 
 
@@ -127,6 +137,15 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, parameter) for name, parameter in named if not parameter.requires_grad)
     kept = module.state_dict(keep_vars=True)
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+
+
+def _buffers_beside(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
+    """The buffers that are not in `state_dict`: name, the module that each belongs to, its key there, the tensor."""
+    kept = module.state_dict(keep_vars=True)
+    for name, buffer in module.named_buffers(remove_duplicate=False):
+        if name not in kept:
+            path, _, key = name.rpartition(".")
+            yield name, module.get_submodule(path), key, buffer
 
 
 def _check(tensors: dict[str, torch.Tensor]) -> None:
