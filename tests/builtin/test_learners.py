@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_a_fit_does_not_depend_on_who_was_trained_before():
     assert fresh.sha256() == alone.sha256()
     for other in (dict(client="b"), dict(round=2)):
         assert trained(learner, first, **other)[0].sha256() != alone.sha256()
+
+
+@pytest.mark.parametrize(("model", "settings"), [
+    (MLPModel, {}), (MLPModel, {"momentum": 0.9}), (MLPModel, {"optimizer": "adam"}), (MLPModel, {"client_batch": 2}),
+    (LinearModel, {"momentum": 0.9})])
+def test_a_copy_of_a_learner_trains_a_model_of_its_own(model, settings):
+    learner = DefaultLearner(model(input_size=6, output_size=4), make_data(40), batch_size=8, **settings)
+    start = learner.get_weights()
+    wanted = learner.fit().weights.sha256()
+    learner.set_weights(start)
+    result = copy.deepcopy(learner).fit()
+    assert result.weights.borrowed
+    assert result.weights.sha256() == wanted
+    assert learner.get_weights().sha256() == start.sha256()
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -48,6 +49,14 @@ class LinearModel(Model):
     def make_steps(self) -> NumpySteps:
         """How a learner trains this model."""
         return NumpySteps(self._weights)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LinearModel:
+        """A model of its own, whose weights are as live."""
+        clone = copy.copy(self)
+        memo[id(self)] = clone
+        clone._weights = copy.deepcopy(self._weights, memo)
+        clone._weights.borrowed = True
+        return clone
 
     @classmethod
     def settings_from_data(cls, input_shape: tuple[int, ...], num_classes: int | None) -> dict[str, object]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +39,10 @@ class TorchGroupSteps:
         self._copies: dict[torch.device, DeviceCopy] = {}
         self._stack: ClientStack | None = None
         self._tried: set[tuple[str, Loss]] = set()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchGroupSteps:
+        """Those of the model's copy: what is kept here works on the memory of this one."""
+        return TorchGroupSteps(copy.deepcopy(self._model, memo), self._size)
 
     def problems(self, settings: StepSettings) -> list[str]:
         """See GroupSteps. The model is tried on zeros, where their shape and the loss are known; else on the first samples."""

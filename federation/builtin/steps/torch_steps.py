@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -50,6 +51,10 @@ class TorchSteps:
         self._dense: dict[tuple[int, Loss], DenseSteps | None] = {}
         self._normalises = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.module.modules())
         self._smallest: dict[tuple[int, ...], int] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchSteps:
+        """Those of the model's copy: what is kept here works on the memory of this one."""
+        return TorchSteps(copy.deepcopy(self._model, memo))
 
     def smallest_batch(self, data: ClientData) -> int:
         """See Steps. Tried once for each shape of sample: BatchNorm2d, say, can do with one large enough image."""
