@@ -17,6 +17,8 @@ Broken = tuple[str, str]
 _TRANSPORTS = {"serial": "memory", "parallel": "processes", "mpi": "mpi", "server": "grpc", "client": "grpc"}
 _TRACKER_SETTINGS = {"mlflow": ("uri", "experiment", "run_name"),
                      "wandb": ("project", "entity", "mode", "run_name", "api_key")}
+#: The alpha of FedDyn's learner, and of its aggregator, where none is given.
+FEDDYN_ALPHA = 0.01
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):([0-9]+)")
 
 
@@ -27,6 +29,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
         yield from _clients(config, sound)
     yield from _evaluation(config, sound)
     yield from _clients_at_once(config, sound)
+    yield from _feddyn(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
     if config.mode in ("server", "client", "distributed"):
@@ -129,6 +132,18 @@ def _clients_at_once(config: Config, sound: Sound) -> Iterator[Broken]:
         yield where, f"{size}: federated.trainer.async gives a rank one client at a time; leave it out, or train in rounds"
     if config.mode == "client" or (config.mode == "distributed" and config.role == "client"):
         yield where, f"{size}: a client of a network is one client; leave it out"
+
+
+def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
+    """Over a network, the one who has the learner need not have the aggregator's settings."""
+    names, ours, theirs = config.components, "learner_config.alpha", "aggregator_config.alpha"
+    is_feddyn = (names.aggregator == "federated.aggregator.feddyn"
+                 and names.learner in (None, "federated.learner.feddyn"))
+    if not is_feddyn or config.mode in ("server", "client", "distributed") or not sound(ours, theirs, "mode", "components"):
+        return
+    own, given = (settings.get("alpha", FEDDYN_ALPHA) for settings in (config.learner_config, config.aggregator_config))
+    if own != given:
+        yield ours, f"{own} is not {theirs}, {given}; FedDyn's rule is about one number: give the same in both"
 
 
 def _sides(config: Config, sound: Sound) -> Iterator[Broken]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import pickle
 import traceback
@@ -11,6 +12,8 @@ import msgspec
 import pytest
 import yaml
 
+from federation.builtin.aggregators.feddyn import FedDynAggregator
+from federation.builtin.learners.feddyn import FedDynLearner
 from federation.builtin.table import COMPONENTS, LEARNERS
 from federation.config import (
     Config,
@@ -21,6 +24,7 @@ from federation.config import (
     load_config_from_dict,
     trainer_config,
 )
+from federation.config_rules import FEDDYN_ALPHA
 from federation.errors import ConfigError
 from federation.registry.registry import registry
 
@@ -296,6 +300,9 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
      "learner_config: {client_batch: 8}", "learner_config.client_batch"),
     ("components: {learner: federated.learner.fedprox}\nlearner_config: {client_batch: 8}", "learner_config.client_batch"),
     ("learner_config: {client_batch: 0.5}", "learner_config.client_batch"),
+    ("components: {aggregator: federated.aggregator.feddyn}\naggregator_config: {alpha: 0.1}", "learner_config.alpha"),
+    ("components: {aggregator: federated.aggregator.feddyn, learner: federated.learner.feddyn}\n"
+     "aggregator_config: {alpha: 0.1}\nlearner_config: {alpha: 0.2}", "learner_config.alpha"),
     ("mode: client\nrole: server\nclient_id: a\ntransport: {address: 'a:1'}", "role"),
     ("role: client", "role"),
     ("role: client\nmode: serial", "role"),
@@ -326,6 +333,15 @@ def test_impossible_combinations(problems, text, path):
 def test_cohorts_and_clocks_that_go_together(load, text):
     config = load(f"trainer_config: {text}")
     assert load_config_from_dict(yaml.safe_load(dump_config(config))) == config
+
+
+def test_feddyn_takes_one_alpha_where_one_file_has_both(load):
+    feddyn = "components: {aggregator: federated.aggregator.feddyn}\n"
+    for settings in ("", "aggregator_config: {alpha: 0.01}", "aggregator_config: {alpha: 1}\nlearner_config: {alpha: 1.0}",
+                     "mode: server\ntransport: {address: '127.0.0.1:1'}\naggregator_config: {alpha: 0.1}"):
+        load(feddyn + settings)
+    for component in (FedDynAggregator, FedDynLearner):
+        assert inspect.signature(component).parameters["alpha"].default == FEDDYN_ALPHA
 
 
 def test_rules_about_refused_values_are_not_added(problems):
