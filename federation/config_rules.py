@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from federation.config_schema import AvailabilityConfig, Config, LatencyConfig, TrackerConfig, TrainerConfig
+from federation.config_schema import (
+    AvailabilityConfig,
+    CompressionConfig,
+    Config,
+    LatencyConfig,
+    TrackerConfig,
+    TrainerConfig,
+)
 from federation.data.latency import Latency
 from federation.data.sampling import cohort_size_of
 from federation.errors import ConfigError
@@ -44,6 +51,10 @@ def broken_trainer_rules(config: TrainerConfig, sound: Sound) -> Iterator[Broken
         yield size, (f"{config.cohort_size}, and fraction: {config.fraction} as well; keep one of the two")
     elif config.cohort_size is not None and config.cohort_size < config.min_clients and sound(size, least):
         yield size, f"{config.cohort_size} is less than min_clients, {config.min_clients}; no round could count"
+    given, share = config.compression, "trainer_config.compression.fraction"
+    if given.codec == "none" and given != CompressionConfig() and sound(share, "trainer_config.compression",
+                                                                        "trainer_config.compression.codec"):
+        yield share, f"{given.fraction:g} is for codec: topk, and nothing is compressed; set codec, or leave it out"
     if sound("trainer_config.sampling", "trainer_config.availability"):
         yield from _availability(config, sound)
     if sound("trainer_config.clock", "trainer_config.latency", "trainer_config.latency.kind"):

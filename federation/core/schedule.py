@@ -36,10 +36,12 @@ class Schedule:
                 found.append(f"{name}={value!r} is for lr_schedule={owner}, and it is {self.lr_schedule}")
         if not _is_count(self.lr_warmup_rounds) and self.lr_warmup_rounds != 0:
             found.append(f"lr_warmup_rounds={self.lr_warmup_rounds!r} is not a whole number of at least 0")
-        for name in ("lr_gamma", "lr_floor"):
+        for name, owner in (("lr_gamma", "step"), ("lr_floor", "cosine")):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 found.append(f"{name}={value!r} is not a number from 0 to 1")
+            elif self.lr_schedule != owner and value != getattr(Schedule, name):
+                found.append(f"{name}={value!r} is for lr_schedule={owner}, and it is {self.lr_schedule}")
         return found
 
     def factor(self, round: int) -> float:

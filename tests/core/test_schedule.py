@@ -72,7 +72,9 @@ def test_warm_up():
     (dict(lr_schedule="cosine", lr_rounds=5, lr_step_rounds=2), "lr_step_rounds"),
     (dict(lr_schedule="step", lr_step_rounds=True), "lr_step_rounds"), (dict(lr_warmup_rounds=-1), "lr_warmup_rounds"),
     (dict(lr_warmup_rounds=1.0), "lr_warmup_rounds"), (dict(lr_gamma=-0.1), "lr_gamma"), (dict(lr_gamma=1.1), "lr_gamma"),
-    (dict(lr_floor=float("nan")), "lr_floor"), (dict(lr_floor="x"), "lr_floor"),
+    (dict(lr_floor=float("nan")), "lr_floor"), (dict(lr_floor="x"), "lr_floor"), (dict(lr_gamma=0.5), "lr_gamma"),
+    (dict(lr_schedule="cosine", lr_rounds=5, lr_gamma=0.5), "lr_gamma"), (dict(lr_floor=0.01), "lr_floor"),
+    (dict(lr_schedule="step", lr_step_rounds=5, lr_floor=0.01), "lr_floor"),
 ])
 def test_settings_that_cannot_be(settings, words):
     (found,) = Schedule(**settings).problems()
