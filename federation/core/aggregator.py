@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from federation.core.matrix import LocalMatrix, Matrix, run_here
 from federation.core.metrics import MetricSum
@@ -18,6 +18,7 @@ from federation.errors import RoundError
 
 Needs = Literal["rows", "mean", "matrix"]
 Weighting = Literal["samples", "uniform"]
+WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from federation.core.aggregator import Aggregator
 from federation.core.types import ClientUpdate, WeightsLike
@@ -13,6 +13,7 @@ from federation.core.weights import Layout, Weights
 from federation.errors import UpdateError
 
 Staleness = Literal["constant", "polynomial", "hinge"]
+STALENESSES: tuple[Staleness, ...] = get_args(Staleness)
 
 
 @dataclass(frozen=True)

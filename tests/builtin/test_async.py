@@ -88,10 +88,17 @@ def test_fedbuff_goes_on_from_its_state():
 
 
 @pytest.mark.parametrize(("settings", "name"), [(dict(mixing=0), "mixing"), (dict(mixing=1.5), "mixing"),
-                                                (dict(exponent=0), "exponent"), (dict(hinge=-1), "hinge")])
+                                                (dict(exponent=0), "exponent"), (dict(hinge=-1), "hinge"),
+                                                (dict(staleness="poly"), "staleness")])
 def test_settings_that_cannot_be(settings, name):
     with pytest.raises(ConfigError, match=name):
         FedAsyncAggregator(**settings)
+
+
+@pytest.mark.parametrize(("settings", "name"), [(dict(buffer_size=2.5), "buffer_size"), (dict(staleness="poly"), "staleness")])
+def test_buffers_that_cannot_be(settings, name):
+    with pytest.raises(ConfigError, match=name):
+        FedBuffAggregator(**settings)
 
 
 def in_training(trainer, aggregator, **config):

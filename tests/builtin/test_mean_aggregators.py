@@ -309,7 +309,9 @@ def test_state_survives_a_restart(name):
     (FedAvgMAggregator, "momentum", [-0.1, 1, math.nan]), (FedAdamAggregator, "beta1", [-0.1, 1, math.nan]),
     (FedAdamAggregator, "beta2", [-0.1, 1]), (FedYogiAggregator, "beta2", [-0.1, 1]),
     (FedAdagradAggregator, "tau", [0, -1, math.nan]), (FedAdamAggregator, "server_lr", [0, -1, math.inf, math.nan]),
-    (FedDynAggregator, "alpha", [0, -1, math.nan]), (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
+    (FedAvgAggregator, "weighting", ["sample", None]), (FedProxAggregator, "weighting", ["sample"]),
+    (FedAdamAggregator, "weighting", ["sample"]), (FedDynAggregator, "alpha", [0, -1, math.nan]),
+    (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
 def test_settings_out_of_range_are_named(kind, name, values):
     for value in values:
         with pytest.raises(ConfigError, match=name):

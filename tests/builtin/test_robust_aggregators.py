@@ -223,10 +223,12 @@ def test_dtypes_stay_and_buffers_choose_nothing(name, dtype):
 
 @pytest.mark.parametrize(("kind", "name", "values"), [
     (KrumAggregator, "num_byzantine", [-1]), (BulyanAggregator, "num_byzantine", [-1]),
-    (MultiKrumAggregator, "num_selected", [0, -1]), (GeometricMedianAggregator, "max_iterations", [0, -1]),
+    (MultiKrumAggregator, "num_selected", [0, -1]), (GeometricMedianAggregator, "max_iterations", [0, -1, 2.5]),
     (GeometricMedianAggregator, "smoothing", [0, -1, math.nan]), (GeometricMedianAggregator, "tolerance", [-1, 1]),
+    (GeometricMedianAggregator, "weighting", ["sample"]), (CentredClippingAggregator, "iterations", [0, 2.5]),
     (CentredClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
 def test_settings_out_of_range_are_named(kind, name, values):
+    others = {"clip_norm": 1.0} if kind is CentredClippingAggregator else {}
     for value in values:
         with pytest.raises(ConfigError, match=name):
-            kind(**{name: value})
+            kind(**others | {name: value})

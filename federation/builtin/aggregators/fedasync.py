@@ -8,7 +8,8 @@ from typing import final
 import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.core.async_aggregator import AsyncAggregator, LateUpdate, Staleness, discount
+from federation.builtin.learners.settings import choice_problem
+from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
 from federation.core.weights import Weights, rounded
 
 
@@ -23,8 +24,8 @@ class FedAsyncAggregator(AsyncAggregator):
 
     def __init__(self, mixing: float = 0.6, staleness: Staleness = "polynomial", exponent: float = 0.5,
                  hinge: int = 10) -> None:
-        check_settings(mixing=(mixing, 0, math.nextafter(1, 2)), exponent=(exponent, 0, math.inf),
-                       hinge=(hinge, -0.0, math.inf))
+        check_settings(choice_problem("staleness", staleness, STALENESSES), mixing=(mixing, 0, math.nextafter(1, 2)),
+                       exponent=(exponent, 0, math.inf), hinge=(hinge, -0.0, math.inf))
         self._mixing = mixing
         self._staleness: Staleness = staleness
         self._exponent = exponent

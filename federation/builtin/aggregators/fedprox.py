@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from federation.core.aggregator import MeanAggregator, RoundStats, Weighting
+from federation.builtin.aggregators.server_optimizer import check_settings
+from federation.builtin.learners.settings import choice_problem
+from federation.core.aggregator import WEIGHTINGS, MeanAggregator, RoundStats, Weighting
 from federation.core.weights import Weights
 
 
@@ -19,6 +21,7 @@ class FedProxAggregator(MeanAggregator):
     learner: ClassVar = "federated.learner.fedprox"
 
     def __init__(self, weighting: Weighting = "samples") -> None:
+        check_settings(choice_problem("weighting", weighting, WEIGHTINGS))
         self.weighting = weighting
 
     def step(self, start: Weights, mean: Weights, stats: RoundStats) -> None:

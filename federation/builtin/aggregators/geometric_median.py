@@ -9,7 +9,8 @@ from typing import final
 import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.core.aggregator import MatrixAggregator, Weighting
+from federation.builtin.learners.settings import choice_problem, whole_number_problem
+from federation.core.aggregator import WEIGHTINGS, MatrixAggregator, Weighting
 from federation.core.gram import Geometry, distances_from
 from federation.core.matrix import Matrix
 from federation.core.weights import Weights
@@ -28,8 +29,9 @@ class GeometricMedianAggregator(MatrixAggregator):
 
     def __init__(self, weighting: Weighting = "samples", max_iterations: int = 1000, tolerance: float = 1e-9,
                  smoothing: float = 1e-6) -> None:
-        check_settings(max_iterations=(max_iterations, 0, math.inf), tolerance=(tolerance, -0.0, 1),
-                       smoothing=(smoothing, 0, math.inf))
+        check_settings([*choice_problem("weighting", weighting, WEIGHTINGS),
+                        *whole_number_problem("max_iterations", max_iterations)],
+                       tolerance=(tolerance, -0.0, 1), smoothing=(smoothing, 0, math.inf))
         self._weighting = weighting
         self._max_iterations = max_iterations
         self._tolerance = tolerance

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 
-from federation.core.aggregator import MeanAggregator, RoundStats, Weighting
+from federation.builtin.learners.settings import choice_problem
+from federation.core.aggregator import WEIGHTINGS, MeanAggregator, RoundStats, Weighting
 from federation.core.schedule import Schedule
 from federation.core.weights import Layout, Weights, rounded
 from federation.errors import ConfigError
@@ -49,7 +50,8 @@ class ServerOptimizer(MeanAggregator):
         self.server_lr = server_lr
         self.weighting = weighting
         self.schedule = Schedule(lr_schedule, lr_rounds, lr_warmup_rounds, lr_step_rounds, lr_gamma, lr_floor)
-        check_settings(self.schedule.problems(), server_lr=(server_lr, 0, math.inf))
+        check_settings([*self.schedule.problems(), *choice_problem("weighting", weighting, WEIGHTINGS)],
+                       server_lr=(server_lr, 0, math.inf))
         self._memory: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.memory}
 
     @abstractmethod
