@@ -95,7 +95,8 @@ def test_normalisations_of_resnet18():
     assert not ResNet18Model((1, 8, 8), 3).weights.layout.buffers
 
 
-@pytest.mark.parametrize("settings", [dict(output_size=1), dict(input_shape=(32, 32, 3)), dict(num_groups=5)])
+@pytest.mark.parametrize("settings", [dict(output_size=1), dict(input_shape=(32, 32, 3)), dict(num_groups=5),
+                                      dict(norm="layer"), dict(stem="small")])
 def test_resnet18_refuses(settings):
     with pytest.raises(ConfigError, match="model_config"):
         ResNet18Model(**settings)

@@ -288,7 +288,8 @@ def test_the_cnn_computes_what_its_paper_says():
 
 @pytest.mark.parametrize("build", [
     lambda: CNNModel((28, 28, 1)), lambda: CNNModel((1, 3, 3)), lambda: CNNModel((64,)), lambda: CNNModel(output_size=1),
-    lambda: CNNModel(dropout=1.0), lambda: MLPModel(input_size=0), lambda: MLPModel(hidden_sizes=(5, 0)),
+    lambda: CNNModel(channels=(4,)), lambda: CNNModel(channels=(4, 4, 4)), lambda: CNNModel(dropout=1.0),
+    lambda: MLPModel(input_size=0), lambda: MLPModel(hidden_sizes=(5, 0)),
     lambda: MLPModel(dropout=-0.1), lambda: CNNModel.settings_from_data((20,), 10),
     lambda: CNNModel.settings_from_data((8, 8), None)])
 def test_impossible_sizes_are_refused(build):

@@ -37,6 +37,8 @@ class CNNModel(TorchModel):
             raise ConfigError(f"model_config.architecture: {architecture!r} is not one of mcmahan, reddi")
         hidden = (512 if architecture == "mcmahan" else 128) if hidden_size is None else hidden_size
         drop = (0.0 if architecture == "mcmahan" else 0.5) if dropout is None else dropout
+        if len(channels) != 2:
+            raise ConfigError(f"model_config.channels: {list(channels)} are not two numbers, one for each convolution")
         if min(output_size - 1, hidden, *channels) < 1 or not 0 <= drop < 1:
             raise ConfigError(f"model_config: output_size={output_size} is at least 2, hidden_size={hidden} and "
                               f"channels={list(channels)} at least 1, dropout={drop} from 0 to below 1")
