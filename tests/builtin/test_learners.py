@@ -21,6 +21,7 @@ from federation.builtin import (
     TorchModel,
 )
 from federation.builtin.steps.contract import Correction, StepSettings
+from federation.builtin.steps.torch_losses import weighted_loss
 from federation.core.learner import Context
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError
@@ -98,6 +99,38 @@ def test_a_copy_of_a_learner_trains_a_model_of_its_own(model, settings):
     assert result.weights.borrowed
     assert result.weights.sha256() == wanted
     assert learner.get_weights().sha256() == start.sha256()
+
+
+class Labelled:
+    """Data of a user's own: `y` has more than one value for a sample, or one in an array of its own."""
+
+    def __init__(self, x, y):
+        self.x = self.x_test = x.astype(np.float32)
+        self.y = self.y_test = y
+
+
+def test_labels_of_pixels():
+    """Loss and accuracy are means over pixels; also where samples are weighted, as many of them as an image is wide."""
+    rng = np.random.default_rng(0)
+    data = Labelled(rng.normal(size=(4, 2, 3, 4)), rng.integers(0, 3, (4, 3, 4)))
+    model = TorchModel(nn.Conv2d(2, 3, 1))
+    scores, labels = model.module(torch.from_numpy(data.x)).detach(), torch.from_numpy(data.y)
+    found = DefaultLearner(model, data).evaluate().metrics
+    assert found["accuracy"] == (scores.argmax(1) == labels).double().mean().item()
+    wanted = nn.functional.cross_entropy(scores, labels).item()
+    assert found["loss"] == pytest.approx(wanted)
+    values = dict(model.module.named_parameters())
+    weighted = weighted_loss(model.module, list(values), "cross_entropy")(
+        list(values.values()), torch.from_numpy(data.x), labels, torch.ones(4))
+    assert weighted.item() == pytest.approx(wanted)
+
+
+def test_targets_in_a_column():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 1)).astype(np.float32)
+    learners = [DefaultLearner(LinearModel(6, 1), Labelled(x, targets), batch_size=8) for targets in (y, y[:, 0])]
+    assert learners[0].evaluate().metrics == learners[1].evaluate().metrics
+    assert learners[0].fit().weights.sha256() == learners[1].fit().weights.sha256()
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

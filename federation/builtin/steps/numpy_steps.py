@@ -149,7 +149,7 @@ def loss_and_slope(scores: np.ndarray, y: np.ndarray, kind: Loss) -> tuple[np.nd
     if kind == "mse":
         if outputs != 1:
             raise wrong_outputs(kind, outputs)
-        error = scores - y[:, None].astype(scores.dtype)
+        error = scores - y.reshape(-1, 1).astype(scores.dtype)
         return (error * error)[:, 0], 2 * error
     if outputs < 2:
         raise wrong_outputs(kind, outputs)

@@ -44,6 +44,7 @@ def weighted_loss(module: nn.Module, names: Sequence[str], kind: Loss,
             each = (error * error).mean(1)
         else:
             each = functional.cross_entropy(wide, y, reduction="none")
+            each = each.flatten(1).mean(1) if each.ndim > 1 else each  # a label for each pixel
         mean: torch.Tensor = (each * weights).sum() / weights.sum()
         return mean
 

@@ -113,7 +113,7 @@ class TorchSteps:
                 if kind == "cross_entropy":
                     correct += int((scores.argmax(1) == wanted).sum())
         means = {"loss": loss / len(y)}
-        return means if kind == "mse" else {**means, "accuracy": correct / len(y)}
+        return means if kind == "mse" else {**means, "accuracy": correct / y.size}
 
     @contextmanager
     def _session(self, module: nn.Module, device: torch.device, data: ClientData, settings: StepSettings, seed: int,
