@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from federation.builtin import DefaultLearner, FedDynLearner, LinearModel, TorchModel
+from federation.builtin import (
+    DefaultLearner,
+    DittoLearner,
+    FedDynLearner,
+    FedProxLearner,
+    LinearModel,
+    MLPModel,
+    TorchModel,
+)
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.loss_scale import PATIENCE, LossScale
 from federation.builtin.steps.torch_steps import TorchSteps
@@ -182,6 +192,18 @@ def test_parts_that_were_put_into_evaluation_are_trained_as_well():
 
 
 # -- precision ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", [DefaultLearner, FedProxLearner, DittoLearner, FedDynLearner])
+def test_a_client_all_of_whose_steps_float16_has_left_out_counts_for_nothing(kind):
+    """The scaled loss of such samples is beyond float16; on the CPU, autocast can show it."""
+    data = make_data(20)
+    learner = kind(MLPModel(6, 4, (5,)), ClientData(3e4 * data.x, data.y, num_classes=4), batch_size=20, local_steps=2)
+    learner._step_settings = replace(learner._step_settings, precision="float16")
+    start = learner.get_weights()
+    result = learner.fit({})
+    assert result.num_samples == 0
+    assert np.array_equal(result.weights.buffer, start.buffer)
+
 
 def test_bfloat16_is_autocast():
     """The same bits as a plain loop under torch.autocast, whose parameters and gradients stay float32."""

@@ -146,4 +146,4 @@ class DefaultLearner(SteppedLearner):
 
     def _train(self, task: Task) -> TrainResult:
         descent = self._descend(task)
-        return TrainResult(self._model().weights, len(task.data.y), descent.metrics, state=descent.state or None)
+        return TrainResult(self._model().weights, descent.num_samples, descent.metrics, state=descent.state or None)

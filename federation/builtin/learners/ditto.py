@@ -55,4 +55,4 @@ class DittoLearner(SteppedLearner):
         correction = Correction(self._personal_lambda, dict(start.items())) if self._personal_lambda else None
         self._descend(replace(task, settings=settings, metrics=()), correction, purpose="personal ")
         state = {PERSONAL + name: array.copy() for name, array in model.weights.items()}
-        return TrainResult(trained, len(task.data.y), descent.metrics, state={**descent.state, **state})
+        return TrainResult(trained, descent.num_samples, descent.metrics, state={**descent.state, **state})

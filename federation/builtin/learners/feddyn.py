@@ -46,4 +46,4 @@ class FedDynLearner(SteppedLearner):
         for name in names:
             moved = trained[name].astype(np.float64) - start[name].astype(np.float64)
             state[GRADIENT + name] = (gradients[name].astype(np.float64) - self._alpha * moved).astype(start[name].dtype)
-        return TrainResult(trained, len(task.data.y), descent.metrics, state=state)
+        return TrainResult(trained, descent.num_samples, descent.metrics, state=state)

@@ -33,4 +33,4 @@ class FedProxLearner(SteppedLearner):
         if self._mu:
             correction = Correction(self._mu, anchor=dict(self._model().weights.copy().items()))
         descent = self._descend(task, correction)
-        return TrainResult(self._model().weights, len(task.data.y), descent.metrics, state=descent.state or None)
+        return TrainResult(self._model().weights, descent.num_samples, descent.metrics, state=descent.state or None)

@@ -62,7 +62,7 @@ class ScaffoldLearner(SteppedLearner):
             after = (before - array.astype(np.float64) + moved / (descent.num_steps * client_lr)).astype(array.dtype)
             new[CONTROL + name] = after
             answer[CONTROL + name][...] = array.astype(np.float64) + (after.astype(np.float64) - before)
-        return TrainResult(trained, len(task.data.y), descent.metrics, answer, new)
+        return TrainResult(trained, descent.num_samples, descent.metrics, answer, new)
 
     def _skip(self) -> TrainResult:
         return TrainResult(self._model().weights, 0, shared=self._shared_controls().copy())

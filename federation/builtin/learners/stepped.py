@@ -76,9 +76,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Descent:
-    """What came of training: the number of steps, the metrics, and what the client is to keep of it."""
+    """What came of training: the number of steps, the metrics, and what the client is to keep of it.
+
+    num_samples: what the client counts for: nothing where float16 has left out all steps.
+    """
 
     num_steps: int
+    num_samples: int
     metrics: Mapping[str, float]
     state: Mapping[str, np.ndarray] = field(default_factory=dict)
 
@@ -175,7 +179,8 @@ class SteppedLearner(Learner):
                 session.step(batch)
             momentum = session.momentum() if self._keep_momentum else {}
         metrics = {**started, **self._end_metrics(task, session.num_steps, session.mean_loss(), correction)}
-        return Descent(session.num_steps, metrics, {MOMENTUM + name: array for name, array in momentum.items()})
+        return Descent(session.num_steps, len(data.y) if session.num_steps else 0, metrics,
+                       {MOMENTUM + name: array for name, array in momentum.items()})
 
     def _start_metrics(self, task: Task) -> dict[str, float]:
         """What `task` asks for of the present weights, before training."""
