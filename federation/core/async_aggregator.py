@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from federation.core.aggregator import Aggregator
+from federation.core.matrix import checked_row
 from federation.core.types import ClientUpdate, WeightsLike
 from federation.core.weights import Layout, Weights
 from federation.errors import UpdateError
@@ -38,14 +39,18 @@ class AsyncAggregator(Aggregator):
         """Take in `update`; change `weights`, the global ones, in place where that is due. True: they are a new version."""
 
     def aggregate(self, updates: Sequence[ClientUpdate], global_model: WeightsLike | None = None) -> Weights:
-        """The updates one after the other, each fresh. Without `global_model` they start from zero."""
+        """The updates one after the other, each fresh. Without `global_model` they start from zero.
+
+        As in a run, clients that have trained on nothing are left out. Raises Diverged for NaN and infinity.
+        """
         start = Weights.zeros(Layout.of(updates[0].weights if global_model is None else global_model))
         if global_model is not None:
             start.copy_from(global_model, who="the global model")
-        weights, own = start.copy(), Weights.zeros(start.layout)
+        weights = start.copy()
         for update in updates:
-            own.copy_from(update.weights, who=update.client_id)
-            self.receive(weights, LateUpdate(update.client_id, own, start, update.num_samples, 0))
+            if update.num_samples:
+                own = checked_row(update.client_id, update.weights, start)
+                self.receive(weights, LateUpdate(update.client_id, own, start, update.num_samples, 0))
         return weights
 
 

@@ -13,9 +13,10 @@ import federation
 from federation import ServerNode
 from federation.builtin import AsyncTrainer, DefaultTrainer, FedAsyncAggregator, FedAvgAggregator, FedBuffAggregator
 from federation.core.async_aggregator import LateUpdate, discount, staleness_of
+from federation.core.types import ClientUpdate
 from federation.core.weights import Layout, Weights
 from federation.data.latency import Latency
-from federation.errors import ConfigError, RoundError, UpdateError
+from federation.errors import ConfigError, Diverged, RoundError, UpdateError
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 
 
@@ -46,6 +47,17 @@ def test_fedbuff_of_the_case():
     assert rule.receive(current, update(4.0, 1.0, 3))
     assert current["w"][0] == 21.25
     assert not rule.receive(current, update(1.0, 0.0, 0)), "the buffer begins anew"
+
+
+@pytest.mark.parametrize("make", [FedAsyncAggregator, lambda: FedBuffAggregator(buffer_size=2)])
+def test_updates_at_hand_count_as_in_a_run(make):
+    """A client without samples is left out, NaN is refused."""
+    start = weights(0.0)
+    good = [ClientUpdate(f"client_{number}", [np.ones(1, np.float32)], 5) for number in range(2)]
+    idle = ClientUpdate("client_8", [np.full(1, 100, np.float32)], 0)
+    assert make().aggregate([good[0], idle, good[1]], start)["w"] == make().aggregate(good, start)["w"] > 0
+    with pytest.raises(Diverged, match="client_9"):
+        make().aggregate([*good, ClientUpdate("client_9", [np.full(1, np.nan, np.float32)], 5)], start)
 
 
 def test_a_client_from_the_future_is_refused():
