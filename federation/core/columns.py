@@ -51,12 +51,13 @@ def column_runs(layout: Layout, parameters_only: bool = False) -> list[Columns]:
     runs: list[Columns] = []
     previous = -2
     for index in chosen:
+        begin, dtype = layout.offsets[index], layout.dtypes[index]
         end = layout.offsets[index + 1] if index + 1 < len(layout) else layout.nbytes
-        dtype = layout.dtypes[index]
-        if index == previous + 1 and runs[-1].dtype == dtype:
+        # The array before may be empty, and then no part of the last run.
+        if index == previous + 1 and runs and runs[-1].dtype == dtype and runs[-1].last == begin:
             runs[-1] = replace(runs[-1], last=end)
-        elif end > layout.offsets[index]:
-            runs.append(Columns(dtype, layout.offsets[index], end))
+        elif end > begin:
+            runs.append(Columns(dtype, begin, end))
         previous = index
     return runs
 

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.core.columns import Kernel, column_statistic
+from federation.core.columns import Kernel, column_runs, column_statistic
+from federation.core.matrix import LocalMatrix, run_here
+from federation.core.types import ClientUpdate
+from federation.core.weights import Layout, Weights
 
 KERNELS = [Kernel("median"), Kernel("trimmed_mean", 1), Kernel("mean_around_median", 2)]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -93,3 +96,24 @@ def test_halves_and_booleans(kernel):
         column = np.array([[True] * count + [False] * (4 - count)]).T.copy()
         found = column_statistic(kernel, column)
         assert (found.dtype, bool(found[0])) == (bool, exact(kernel, column[:, 0].tolist()) > Fraction(1, 2))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["float32", "float64", "int64"])), max_size=6), st.booleans())
+def test_runs_cover_what_is_chosen_and_nothing_else(arrays, parameters_only):
+    """Empty arrays anywhere: before the first run, and between two that do not touch."""
+    layout = Layout([str(index) for index in range(len(arrays))], [(size,) for size, _ in arrays], [dtype for _, dtype in arrays])
+    wanted = layout.parameters if parameters_only else range(len(layout))
+    found = []
+    for run in column_runs(layout, parameters_only):
+        found += [index for index in range(len(layout)) if run.first <= layout.offsets[index] < run.last and arrays[index][0]]
+        assert all(layout.dtypes[index] == run.dtype for index in found if run.first <= layout.offsets[index] < run.last)
+    assert found == [index for index in wanted if arrays[index][0]]
+
+
+def test_an_empty_array_beside_a_counter_changes_no_distance():
+    """Bits of the counters would be taken for numbers."""
+    start = {"a": np.zeros(2, np.float32), "count": np.array(0), "empty": np.zeros(0, np.float32), "b": np.zeros(2, np.float32)}
+    updates = [ClientUpdate(f"client_{count}", start | {"a": np.full(2, value, np.float32), "count": np.array(count)}, 1)
+               for count, value in ((1, 0.0), (1 << 30, 2.0))]
+    geometry = run_here(LocalMatrix(updates, Weights.of(start)).gram())
+    assert geometry.squared_distances.tolist() == [[0, 8], [8, 0]]
