@@ -31,3 +31,5 @@ def test_huge_and_tiny():
     start = Weights.of([np.zeros(3)])
     assert squared_distance([np.full(3, 1e100)], start) == pytest.approx(3e200, rel=1e-14)
     assert squared_distance([np.full(3, 1e-100)], start) == pytest.approx(3e-200, rel=1e-14)
+    for size in (1.2e154, 1e200):  # the squares are finite, and their sum is not; neither is
+        assert squared_distance([np.full(1, size)] * 2, Weights.of([np.zeros(1)] * 2)) == np.inf
