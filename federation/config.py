@@ -48,6 +48,7 @@ from federation.config_yaml import (
     Table,
     Text,
     from_python,
+    hidden_values,
     overlay,
     problem,
     read_yaml,
@@ -124,6 +125,9 @@ def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mappi
     checker = Checker(problems, source)
     merged: Node = tables[0]
     for table in tables[1:]:
+        for path, hidden in hidden_values(merged, table):
+            checker.report(path, f"not a section, but {table.place} gives a key in it: wanted is a section (keys and values)",
+                           hidden.place)
         merged = overlay(merged, table)
     config = checker.struct(merged, Config, elsewhere=_homes(Config))
     if "output_dir" not in checker.places:
@@ -181,6 +185,9 @@ def _overrides(overrides: Sequence[str], problems: list[str]) -> Iterator[Table 
                                     "trainer_config.max_rounds=5"))
         elif key in seen:
             problems.append(problem("--set", key, "given twice; keep one"))
+        elif within := next((other for other in seen if other.startswith(f"{key}.")), None):
+            problems.append(problem("--set", key, f"takes the place of {within}, which is given before it; give {key} first, "
+                                    "or keep one of the two"))
         else:
             seen.add(key)
             node, found = read_yaml(value, "--set", path=key, one_line=True)

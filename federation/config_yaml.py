@@ -9,7 +9,7 @@ guesses (8, 750, False) never happen. Nothing here constructs an object, so no t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import yaml
@@ -98,6 +98,18 @@ def overlay(below: Node, above: Node) -> Node:
     for key, node in above.entries.items():
         entries[key] = overlay(entries[key], node) if key in entries else node
     return Table(entries, below.places | above.places, above.place or below.place, below.shelves | above.shelves)
+
+
+def hidden_values(below: Node, above: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """The values of `below` that are no sections, in place of which `overlay` puts keys of `above`; with their paths."""
+    if not isinstance(above, Table) or above.assigned or below.is_null:
+        return
+    if not isinstance(below, Table):
+        yield path, below
+        return
+    for key, node in above.entries.items():
+        if key in below.entries:
+            yield from hidden_values(below.entries[key], node, join(path, key))
 
 
 def table_at(path: str, node: Node, place: str) -> Table:

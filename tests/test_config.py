@@ -439,6 +439,25 @@ def test_an_override_given_twice():
         load_config_from_dict({}, overrides=["seed=1", "seed=2"])
 
 
+def test_an_override_that_would_undo_one_before_it():
+    """Else `--set tracker.project=p tracker=wandb` would lose the project, and say nothing."""
+    with pytest.raises(ConfigError, match="--set: data: takes the place of data.dataset, which is given before it"):
+        load_config_from_dict({}, overrides=["data.dataset=synthetic", "data={}"])
+    with pytest.raises(ConfigError, match="--set: tracker: takes the place of tracker.project"):
+        load_config_from_dict({}, overrides=["tracker.project=p", "tracker=wandb"])
+    config = load_config_from_dict({}, overrides=["tracker=wandb", "tracker.project=p"])
+    assert (config.tracker.name, config.tracker.project) == ("wandb", "p")
+
+
+def test_a_value_where_a_section_belongs_is_not_hidden_by_an_override(problems):
+    """`data: mnist` is no data set, whatever --set says of the section: it would train on the default one."""
+    assert problems("data: mnist\n", overrides=["data.root=/x"]) == [
+        "c.yaml:1: data: not a section, but --set gives a key in it: wanted is a section (keys and values)"]
+    assert problems("trainer_config:\n  latency: slow\n", overrides=["trainer_config.latency.kind=constant"]) == [
+        "c.yaml:2: trainer_config.latency: not a section, but --set gives a key in it: wanted is a section (keys and values)"]
+    assert len(problems("seed: 1\n", overrides=["data=mnist", "data.root=/x"])) == 1
+
+
 def test_mappings_are_checked_as_files_are():
     with pytest.raises(ConfigError) as caught:
         load_config_from_dict({"num_clients": True, "seed": "8", "trainer_config": {"fraction": float("nan")},
