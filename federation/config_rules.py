@@ -34,6 +34,9 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     yield from broken_trainer_rules(config.trainer_config, sound)
     if config.mode != "client":
         yield from _clients(config, sound)
+    if not config.data.enabled and config.mode not in ("server", "distributed") and sound("data", "data.enabled", "mode"):
+        yield "data.enabled", ("false is for a server of a network, whose clients bring their own data; in mode "
+                               f"{config.mode} clients train on the data of the configuration, so leave it out")
     yield from _evaluation(config, sound)
     yield from _clients_at_once(config, sound)
     yield from _feddyn(config, sound)

@@ -155,7 +155,7 @@ class TransformsConfig(Section, frozen=True, kw_only=True):
 class DataConfig(Section, frozen=True, kw_only=True):
     """What is learned from, and how it is split among the clients."""
 
-    enabled: Annotated[bool, Meta(description="false: learners bring their own data.")] = True
+    enabled: Annotated[bool, Meta(description="false, for a server of a network: clients bring their own data.")] = True
     dataset: Annotated[str, Meta(description="A data set's name, the path of a file, or package.module:factory; see "
                             "`python -m federation.data list` and docs/data.md.")] = "digits"
     root: Annotated[str | None, Meta(extra=OUTSIDE, description="Folder that data files are looked for in; null: the "

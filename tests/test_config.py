@@ -458,6 +458,17 @@ def test_a_value_where_a_section_belongs_is_not_hidden_by_an_override(problems):
     assert len(problems("seed: 1\n", overrides=["data=mnist", "data.root=/x"])) == 1
 
 
+@pytest.mark.parametrize("mode", ["auto", "serial", "parallel", "mpi", "client"])
+def test_only_a_server_of_a_network_has_no_data(mode):
+    """Elsewhere nobody could train: the run would wait a minute for clients, and say that none came."""
+    text = {"data": {"enabled": False}, "mode": mode, "client_id": 0,
+            "transport": {"address": "127.0.0.1:9000"} if mode == "client" else {}}
+    with pytest.raises(ConfigError, match=f"data.enabled: false is for a server of a network.* mode {mode}"):
+        load_config_from_dict(text)
+    server = load_config_from_dict(text | {"mode": "server", "transport": {"address": "127.0.0.1:9000"}})
+    assert not server.data.enabled
+
+
 def test_mappings_are_checked_as_files_are():
     with pytest.raises(ConfigError) as caught:
         load_config_from_dict({"num_clients": True, "seed": "8", "trainer_config": {"fraction": float("nan")},
