@@ -24,7 +24,8 @@ _CSV_BLOCK = 1 << 24
 _OTHER_TYPE = re.compile(r"In CSV column #(\d+): CSV conversion error")
 
 
-def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Sequence[str] = ()) -> Content:
+def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Sequence[str] = (),
+               is_regression: bool = False) -> Content:
     """A table with a sample a row: `.csv`, `.csv.gz` (first line: names) or `.parquet`.
 
     `target` is the column of labels or targets: whole numbers stay, text and truth values are numbered in sorted order,
@@ -33,7 +34,7 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
     0 and 1, and text one-hot, a feature for each of at most MOST_KINDS values in sorted order. x float32[n, features].
 
     Raises DataError for names that do not exist, missing and infinite values and empty text (naming column and row, of
-    which the first is 1), and columns of other types.
+    which the first is 1), columns of other types, and a target that is text if `is_regression`.
     """
     pyarrow = _pyarrow(path)
     if not path.is_file():
@@ -64,6 +65,9 @@ def read_table(path: Path, *, target: str, columns: Sequence[str] = (), drop: Se
         pyarrow.default_memory_pool().release_unused()
     x = np.concatenate([found.pop(name) for name in features], axis=1)
     y = found[target]
+    if is_regression and y.dtype.kind == "U":
+        raise DataError(f"{path}: the target {target!r} is text, such as {str(y[0])!r}; expected numbers, as task is regression: "
+                        f"write them without separators and units, or leave out task")
     return Content(Samples(x, y if y.dtype.kind in "iuf" else _numbered(y), {name: _numbered(found[name]) for name in columns}))
 
 

@@ -32,8 +32,8 @@ def table(request: Request, *, target: str, columns: tuple[str, ...] = (), drop:
     """A `.csv`, `.csv.gz` or `.parquet` file, see `formats.table.read_table`; `task` and `num_classes` as for arrays."""
     path = _file(request, "a table")
     facts = {"reader": "table", "target": target, "columns": list(columns), "drop": list(drop)}
-    return DataProvider(str(path), lambda: read_table(path, target=target, columns=columns, drop=drop), (path,), facts,
-                        task, num_classes)
+    return DataProvider(str(path), lambda: read_table(path, target=target, columns=columns, drop=drop,
+                                                      is_regression=task == "regression"), (path,), facts, task, num_classes)
 
 
 def folder(request: Request, *, task: str | None = None, num_classes: int | None = None) -> DataProvider:

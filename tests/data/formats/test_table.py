@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from federation.data.formats.table import MOST_KINDS, read_table
+from federation.data.provider import Request
+from federation.data.sources.files import table
 from federation.errors import DataError
 
 pa = pytest.importorskip("pyarrow")
@@ -88,6 +90,16 @@ def test_targets(tmp_path: Path) -> None:
         assert found.train.y.tolist() == labels
         assert found.train.y.dtype.kind == kind
         assert found.train.x.tolist() == [[1], [2], [3]]
+
+
+def test_text_is_no_target_of_a_regression(tmp_path: Path) -> None:
+    """Numbered in sorted order, "1,200" would be a smaller target than "900"."""
+    path = csv(tmp_path, b'x,price\n1,"1,200"\n2,"1,300"\n3,900\n')
+    with pytest.raises(DataError, match=r"the target 'price' is text, such as '1,200'; expected numbers, as task is regression"):
+        read_table(path, target="price", is_regression=True)
+    provider = table(Request("table.csv", tmp_path), target="price", task="regression")
+    with pytest.raises(DataError, match="the target 'price' is text"):
+        provider.dataset()
 
 
 def test_columns_of_every_kind_are_numbered(tmp_path: Path) -> None:
