@@ -14,6 +14,7 @@ from federation.config_value import (
     TRUE_WORDS,
     Misfit,
     fit,
+    fit_path,
     fit_reference,
     is_list,
     is_mapping,
@@ -109,6 +110,8 @@ class Checker:
             if is_list(member) and isinstance(node, Series):
                 return self.series(node, member, path)
             value = self._fit(node, member, alternatives)
+            if isinstance(value, str) and "path" in (meta.extra or {}):
+                value = fit_path(value)
             if not isinstance(value, Misfit):
                 if _beyond(value, meta):
                     value = Misfit("is out of range")

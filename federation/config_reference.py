@@ -89,7 +89,8 @@ which repeats the run.
   known name.
 - `api_key` and `token`, and in free sections `password`, `secret` and names that end in `_key`, are secrets: shown and
   saved as `***`. Write `'${env:NAME}'` to take one from the environment; that is what is saved then.
-- Paths are seen from the current folder.
+- Paths are seen from the current folder, those that begin with `~` from the home folder. Variables such as `$SCRATCH` are
+  not filled in, and refused; a shell does it: `--set output_dir=$SCRATCH/runs`.
 
 The digest of a configuration covers the keys that decide the model after a round. A run can be resumed with other
 values of the rest.

@@ -17,6 +17,7 @@ from msgspec import Meta
 from federation.config_secret import Secret, is_secret_name, revealed
 
 OUTSIDE = {"digest": False}
+PATH = {"path": True}
 Settings = dict[str, Any]
 
 
@@ -44,7 +45,7 @@ class Components(Section, frozen=True, kw_only=True):
 class AvailabilityConfig(Section, frozen=True, kw_only=True):
     """When clients can be drawn, for `sampling: availability`. Time starts at 0, in a unit of your choice."""
 
-    trace: Annotated[str | None, Meta(description="A CSV file with the header `client,start,end` and an interval a "
+    trace: Annotated[str | None, Meta(extra=PATH, description="A CSV file with the header `client,start,end` and an interval a "
                                       "line: from when to when a client, given by its index, is available. null: every "
                                       "client is available once a day, at its own hour.")] = None
     period: Annotated[float | None, Meta(gt=0, description="The time after which all repeats. null: a trace is not "
@@ -158,9 +159,9 @@ class DataConfig(Section, frozen=True, kw_only=True):
     enabled: Annotated[bool, Meta(description="false, for a server of a network: clients bring their own data.")] = True
     dataset: Annotated[str, Meta(description="A data set's name, the path of a file, or package.module:factory; see "
                             "`python -m federation.data list` and docs/data.md.")] = "digits"
-    root: Annotated[str | None, Meta(extra=OUTSIDE, description="Folder that data files are looked for in; null: the "
+    root: Annotated[str | None, Meta(extra=OUTSIDE | PATH, description="Folder that data files are looked for in; null: the "
                                      "current one.")] = None
-    cache: Annotated[str | None, Meta(extra=OUTSIDE, description="Folder in which data files are kept as arrays that all "
+    cache: Annotated[str | None, Meta(extra=OUTSIDE | PATH, description="Folder in which data files are kept as arrays that all "
                                       "processes of a machine share; null: `~/.cache/federation` (or where XDG_CACHE_HOME "
                                       "says); off: every process has its own copy.")] = None
     dataset_config: Annotated[Settings, Meta(description="Settings of the data set.")] = {}
@@ -214,10 +215,10 @@ class TrackerConfig(Section, frozen=True, kw_only=True):
 class TlsConfig(Section, frozen=True, kw_only=True):
     """Certificates, as paths of PEM files."""
 
-    ca: Annotated[str | None, Meta(description="The authority that signed the other side's certificate; null: the "
+    ca: Annotated[str | None, Meta(extra=PATH, description="The authority that signed the other side's certificate; null: the "
                                    "system's.")] = None
-    cert: Annotated[str | None, Meta(description="This side's certificate; a server needs one.")] = None
-    key: Annotated[str | None, Meta(description="This side's private key.")] = None
+    cert: Annotated[str | None, Meta(extra=PATH, description="This side's certificate; a server needs one.")] = None
+    key: Annotated[str | None, Meta(extra=PATH, description="This side's private key.")] = None
 
 
 class TransportConfig(Section, frozen=True, kw_only=True):
@@ -294,7 +295,7 @@ class Config(Section, frozen=True, kw_only=True):
                                                    "OMP_NUM_THREADS and the cores, and bits may depend on it.")] = 1
     num_workers: Annotated[int | None, Meta(ge=1, extra=OUTSIDE, description="Processes in mode parallel; null: the "
                                             "cores that this process may use.")] = None
-    output_dir: Annotated[str, Meta(extra=OUTSIDE | {"default": "runs/<name of the file>"},
+    output_dir: Annotated[str, Meta(extra=OUTSIDE | PATH | {"default": "runs/<name of the file>"},
                                     description="The run's folder, from the current one.")] = "runs/run"
     overwrite: Annotated[bool, Meta(extra=OUTSIDE, description="true: a new run takes the place of another in its "
                                     "folder.")] = False

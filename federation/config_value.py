@@ -26,6 +26,7 @@ FALSE_WORDS = frozenset({"false", "False", "FALSE"})
 WORDS_FOR_TRUTH = TRUE_WORDS | FALSE_WORDS | frozenset(word for name in ("yes", "no", "on", "off", "y", "n")
                                                        for word in (name, name.capitalize(), name.upper()))
 _REFERENCE = "${env:"
+_VARIABLE = re.compile(r"\$(?:[A-Za-z_]|\{\w+\})")
 _MAX_SHOWN = 80
 
 
@@ -265,6 +266,14 @@ def _fit_text(node: Node) -> str | Misfit:
 def fit_reference(text: str) -> str | Misfit:
     """`text`, unless it refers to the environment."""
     return Misfit("refers to the environment, which only keys, tokens and passwords do") if _REFERENCE in text else text
+
+
+def fit_path(text: str) -> str | Misfit:
+    """`text` with a `~` at its beginning written out; variables are what a shell fills in, and refused here."""
+    if _VARIABLE.search(text):
+        return Misfit("holds a variable of the environment, which is not filled in here; write it out, or have the shell do so "
+                      "after --set")
+    return os.path.expanduser(text)
 
 
 def _fit_secret(node: Node) -> Secret | Misfit:

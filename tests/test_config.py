@@ -441,9 +441,9 @@ def test_an_override_given_twice():
 
 def test_an_override_that_would_undo_one_before_it():
     """Else `--set tracker.project=p tracker=wandb` would lose the project, and say nothing."""
-    with pytest.raises(ConfigError, match="--set: data: takes the place of data.dataset, which is given before it"):
+    with pytest.raises(ConfigError, match=r"--set: data: takes the place of data.dataset, which is given before it"):
         load_config_from_dict({}, overrides=["data.dataset=synthetic", "data={}"])
-    with pytest.raises(ConfigError, match="--set: tracker: takes the place of tracker.project"):
+    with pytest.raises(ConfigError, match=r"--set: tracker: takes the place of tracker.project"):
         load_config_from_dict({}, overrides=["tracker.project=p", "tracker=wandb"])
     config = load_config_from_dict({}, overrides=["tracker=wandb", "tracker.project=p"])
     assert (config.tracker.name, config.tracker.project) == ("wandb", "p")
@@ -467,6 +467,32 @@ def test_only_a_server_of_a_network_has_no_data(mode):
         load_config_from_dict(text)
     server = load_config_from_dict(text | {"mode": "server", "transport": {"address": "127.0.0.1:9000"}})
     assert not server.data.enabled
+
+
+PATHS = ("output_dir", "data.root", "data.cache", "trainer_config.availability.trace", "transport.tls.ca", "transport.tls.cert",
+         "transport.tls.key")
+
+
+def test_paths_begin_at_home(tmp_path, monkeypatch):
+    """A shell leaves `~` alone in --output_dir=~/runs, and nobody wants a folder of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    overrides = [f"{path}=~/file" for path in PATHS]
+    config = load_config_from_dict({"trainer_config": {"sampling": "availability"}}, overrides=overrides)
+    for path in PATHS:
+        found = config
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == str(tmp_path / "file")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("written", ["$SCRATCH/runs", "/scratch/${USER}"])
+def test_paths_with_variables_are_refused(path, written):
+    """They would name a folder called $SCRATCH, which is made where nobody looks."""
+    with pytest.raises(ConfigError) as caught:
+        load_config_from_dict({}, overrides=[f"{path}={written}"])
+    assert caught.value.problems[0].startswith(f"--set: {path}: {written} holds a variable of the environment")
 
 
 def test_mappings_are_checked_as_files_are():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     fetch = commands.add_parser("fetch", help="download a data set into a folder, on a machine with network")
     fetch.add_argument("name", help="a name that `list` shows, or openml:NAME, hf:NAME, sklearn:NAME, torchvision:NAME")
-    fetch.add_argument("--root", type=Path, default=Path("."), help="the folder, data.root of a configuration (default: "
+    fetch.add_argument("--root", type=_folder, default=Path("."), help="the folder, data.root of a configuration (default: "
                        "the current one)")
     fetch.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
                        help="for sets of other libraries, such as x=image, y=label, columns=user (hf) or target=NAME (openml)")
     check = commands.add_parser("check", help="compare files that are there with their publishers' digests")
     check.add_argument("name")
-    check.add_argument("--root", type=Path, default=Path("."))
+    check.add_argument("--root", type=_folder, default=Path("."))
     commands.add_parser("list", help="the data sets that are known by name")
     preview = commands.add_parser("preview", help="draw and describe how a configuration shares out its samples")
     preview.add_argument("--config", help="the configuration; the built-in example by default")
@@ -96,6 +97,11 @@ def _show(file: str, done: int, total: int | None) -> None:
     if sys.stderr.isatty():
         of = "" if total is None else f" of {total >> 20}"
         print(f"\r{file}: {done >> 20}{of} MiB", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _folder(text: str) -> Path:
+    """A shell leaves the `~` of --root=~/data alone."""
+    return Path(os.path.expanduser(text))
 
 
 def _options(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:

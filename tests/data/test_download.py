@@ -195,6 +195,12 @@ def test_the_command(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.M
     assert "could not be downloaded" in capsys.readouterr().err
 
 
+def test_the_root_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["check", "mnist", "--root=~/data"])
+    assert f"{tmp_path}/data/mnist/train-images-idx3-ubyte.gz is not there" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     (["fetch", "minst"], "known: mnist"), (["fetch", "femnist"], "preprocess.sh"), (["check", "femnist"], "no digests"),
     (["fetch", "mnist", "--option", "x=1"], "no options"), (["fetch", "hf:a", "--option", "x"], "expected KEY=VALUE"), ([], ""),
