@@ -92,6 +92,12 @@ def test_openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(dataset.x_train, np.eye(3))
     assert asked[0]["name"] == "pets"
     assert asked[1]["data_id"] == 61
+    assert main(["fetch", "openml:pets", "--root", str(tmp_path), "--option", "version=2"]) == 0
+    assert [wanted.get("version") for wanted in asked] == ["active", None, 2]  # a number: scikit-learn refuses "2"
+    with pytest.raises(DataError, match=r"openml:pets: version: '2\.0' is not a whole number"):
+        fetch_library("openml:pets", tmp_path, {"version": "2.0"})
+    with pytest.raises(DataError, match="openml:61: a number says which version; leave out version"):
+        fetch_library("openml:61", tmp_path, {"version": "2"})
 
 
 def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,11 +80,16 @@ def sklearn_content(name: str, root: Path) -> Content:
     return Content(Samples(_table(found.data, f"sklearn:{name}"), _target(found.target)))
 
 
-def openml_content(name: str, root: Path, version: int | None = None, target: str | None = None) -> Content:
+def openml_content(name: str, root: Path, version: str | None = None, target: str | None = None) -> Content:
     """A set of openml.org by its name (and `version`) or its number; numbers only, no text or categories."""
     from sklearn.datasets import fetch_openml
 
-    which = {"data_id": int(name)} if name.isdigit() else {"name": name, "version": version or "active"}
+    if version is not None and name.isdigit():
+        raise DataError(f"openml:{name}: a number says which version; leave out version")
+    if version is not None and not version.isdecimal():
+        raise DataError(f"openml:{name}: version: {version!r} is not a whole number, such as 1")
+    which = {"data_id": int(name)} if name.isdigit() \
+        else {"name": name, "version": "active" if version is None else int(version)}
     found = fetch_openml(**which, data_home=str(root / "openml"), as_frame=False, parser="liac-arff",
                          **({} if target is None else {"target_column": target}))
     if found.target is None:
@@ -198,7 +203,7 @@ def _table(data: Any, name: str) -> np.ndarray:
 
 
 def _target(target: Any) -> np.ndarray:
-    """Labels as numbers: text is coded in sorted order, whole floats are integers where they are few and small."""
+    """Labels as numbers: whole numbers written as text are these, other text is coded in sorted order."""
     values = np.asarray(target)
     if values.dtype.kind in "OUS":
         text = values.astype(str)
