@@ -130,25 +130,31 @@ def assemble(config: Config) -> Parts:
 
 
 def load_data(config: Config) -> DataManager:
-    """The data set and its partition: the same on every rank. Raises DataError."""
+    """The data set and its partition: the same on every rank. Raises DataError, and ConfigError where clients are to be
+    measured and have no samples for it."""
     data, seed, cache = config.data, config.seed, cache_folder(config.data.cache)
     dataset = load_dataset(data.dataset, root=data.root, seed=seed, test_fraction=data.test_fraction,
                            validation_fraction=data.validation_fraction, config=revealed(data.dataset_config),
                            cache=cache)
     settings = revealed(data.partitioner_config)
     partition = load_partition(data.partitioner, dataset, config.num_clients, seed=seed, config=settings, cache=cache)
-    test_partition = None
+    test_partition, evaluate = None, config.trainer_config.evaluate
     column = column_of(data.partitioner, settings)
     if column is not None and not data.client_test_fraction:
         test_partition = clients_test_samples(dataset, partition, column)
-        if test_partition is None and config.trainer_config.evaluate in ("clients", "both"):
-            raise ConfigError(f"trainer_config.evaluate: {config.trainer_config.evaluate} needs test data on the clients, and "
-                              f"{dataset.name} has none of its users: set data.client_test_fraction, such as 0.2, or "
-                              "evaluate: server")
+        if test_partition is None and evaluate in ("clients", "both"):
+            raise ConfigError(f"trainer_config.evaluate: {evaluate} needs test data on the clients, and {dataset.name} "
+                              "has none of its users: set data.client_test_fraction, such as 0.2, or evaluate: server")
     transforms = Transforms(dataset.input_shape, scale=dataset.scale, num_clients=config.num_clients, seed=seed,
                             **msgspec.structs.asdict(data.transforms))
-    return DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,
-                       test_partition=test_partition, client_validation_fraction=data.client_validation_fraction)
+    manager = DataManager(dataset, partition, data.client_test_fraction, seed, transforms=transforms,
+                          test_partition=test_partition, client_validation_fraction=data.client_validation_fraction)
+    has_own = config.mode in ("server", "client")  # clients of a network may have other data than the partition
+    if evaluate in ("clients", "both") and not (has_own or manager.test_sizes.any() or manager.validation_sizes.any()):
+        raise ConfigError(f"trainer_config.evaluate: {evaluate} needs test data on the clients, and none of the "
+                          f"{config.num_clients} clients has any: the largest has {partition.sizes.max()} samples; set a larger "
+                          "data.client_test_fraction, use fewer clients, or evaluate: server")
+    return manager
 
 
 def client_name(config: Config) -> str:

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from federation.assemble import load_data
+from federation.config import load_config
+from federation.errors import ConfigError
+
 WORLDS = [{"mode": "serial"}, {"mode": "parallel", "workers": 2}, {"ranks": 3}]
 
 
@@ -93,6 +97,18 @@ def test_clients_cannot_be_measured_on_what_they_do_not_have(launch, tmp_path):
     run = launch(mode="serial", status=2, settings=[
         f"data.dataset={tmp_path / 'a.npz'}", "data.partitioner=natural", "trainer_config.evaluate=both", "num_clients=8"])
     assert "has no column 'user'" in run.stderr
+
+
+def test_clients_that_are_too_small_to_be_measured_are_not_passed_over(tmp_path):
+    """A fifth of one sample is none: the run would train, and say nothing of how well."""
+    np.savez(tmp_path / "a.npz", x=np.eye(8), y=np.arange(8) % 2)
+    settings = [f"data.dataset={tmp_path / 'a.npz'}", "data.cache=off", "num_clients=6", "data.client_test_fraction=0.2"]
+    with pytest.raises(ConfigError, match=r"evaluate: clients needs test data on the clients, and none of the 6 clients has any"):
+        load_data(load_config(overrides=[*settings, "trainer_config.evaluate=clients"]))
+    assert load_data(load_config(overrides=settings)).test_sizes.tolist() == [0] * 6
+    validated = load_config(overrides=["trainer_config.evaluate=clients", "data.client_test_fraction=0.001",
+                                       "data.client_validation_fraction=0.2"])
+    assert load_data(validated).validation_sizes.any()
 
 
 def test_eight_ranks_that_meet_at_an_empty_cache_store_once(launch, tmp_path):
