@@ -191,6 +191,7 @@ class Checker:
                 result[key] = self.free(child, where)
             return result
         if isinstance(node, Series):
+            self.places |= {f"{path}[{index}]": item.place for index, item in enumerate(node.items)}
             return [self.free(item, f"{path}[{index}]") for index, item in enumerate(node.items)]
         if node.is_null:
             return None

@@ -95,12 +95,18 @@ def _value_problems(value: object, annotation: Any, path: str) -> list[tuple[str
     objects: list[str] = []
     node = from_python(value, path, "", objects)
     if objects:
-        return [(path, text.removeprefix(f"{path}: ")) for text in objects]
+        return [_place_and_message(text, path) for text in objects]
     if isinstance(node, Given) and isinstance(node.value, Secret) and Secret not in members(unwrap(annotation)[0]):
         node = Given(MASK if node.value.is_masked else node.value.reveal(), "")
     checker = Checker(empty_text=True)
     checker.value(node, annotation, path)
-    return [(path, text.removeprefix(f"{path}: ")) for text in checker.problems]
+    return [_place_and_message(text, path) for text in checker.problems]
+
+
+def _place_and_message(text: str, path: str) -> tuple[str, str]:
+    """A problem with the value at `path`, or with an item below it, as its path and its message."""
+    below, _, message = text.removeprefix(path).partition(": ")
+    return path + below, message
 
 
 def _hints(function: Callable[..., object]) -> dict[str, Any]:

@@ -439,6 +439,14 @@ def test_an_override_given_twice():
         load_config_from_dict({}, overrides=["seed=1", "seed=2"])
 
 
+def test_an_item_of_a_list_is_named_once_and_with_its_line(problems):
+    text = "learner_config:\n  note: a\n  milestones:\n  - 1\n  - {}\n"
+    assert problems(text.format("010")) == [
+        "c.yaml:5: learner_config.milestones[1]: 010 has a leading zero, which makes it octal to some YAML readers; write it "
+        "without (put it in quotes if it is meant as text)"]
+    assert problems(text.format("'10'")) == ["c.yaml:5: learner_config.milestones[1]: '10' is text: wanted is an integer"]
+
+
 def test_an_override_that_would_undo_one_before_it():
     """Else `--set tracker.project=p tracker=wandb` would lose the project, and say nothing."""
     with pytest.raises(ConfigError, match=r"--set: data: takes the place of data.dataset, which is given before it"):
