@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from federation.data.dataset import SMALL, Dataset, check_column, check_samples, is_count
+from federation.data.dataset import SMALL, Dataset, as_array, check_column, check_samples, is_count
 from federation.data.formats.raw import Content, Samples
 from federation.data.rows import Rows, Store
 from federation.errors import DataError
@@ -86,7 +86,7 @@ def _columns(samples: Samples, part: str, count: int, name: str) -> dict[str, np
     prefix = "columns" if part == "train" else "test_columns"
     found = {}
     for key, values in samples.columns.items():
-        column = np.asarray(values)
+        column = as_array(values, f"{name}: the column {key!r}")
         numbers = column.astype(np.int64) if column.dtype.kind == "b" else column
         found[f"{prefix}.{key}"] = check_column(numbers, count, f"{name}: the column {key!r}")
     return found
@@ -94,7 +94,7 @@ def _columns(samples: Samples, part: str, count: int, name: str) -> dict[str, np
 
 def _are_targets(y: object, name: str) -> bool:
     """Whether `y` is for regression, where nobody has said so; DataError where it looks like labels in disguise."""
-    values = np.asarray(y)
+    values = as_array(y, name)
     if values.dtype.kind != "f":
         return False
     if values.size and (values == np.floor(values)).all():

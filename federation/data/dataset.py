@@ -176,8 +176,17 @@ def is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
+def as_array(value: object, name: str) -> np.ndarray:
+    """`value` as an array; DataError, beginning with `name`, where NumPy can make none of it."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, a tensor of a GPU or with a gradient
+        raise DataError(f"{name} is {type(value).__name__} that NumPy makes no array of ({error}); expected real numbers, "
+                        f"with samples of one shape") from error
+
+
 def _real(value: object, name: str) -> np.ndarray:
-    array = np.asarray(value)
+    array = as_array(value, name)
     if array.dtype.kind in "biuf":
         return array
     try:  # bfloat16 and its relatives call themselves void, and are numbers all the same
@@ -205,7 +214,7 @@ def _finite(array: np.ndarray, name: str) -> np.ndarray:
 
 def check_column(values: object, count: int, name: str) -> np.ndarray:
     """`values` as int64[count]; DataError, beginning with `name`, unless they are an integer for each of `count` samples."""
-    column = np.asarray(values)
+    column = as_array(values, name)
     if column.dtype.kind not in "iu" or column.shape != (count,):
         raise DataError(f"{name} is {column.dtype}{list(column.shape)}; expected an integer for each of {count} samples")
     return column.astype(np.int64, copy=False)

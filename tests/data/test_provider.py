@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.data.dataset import Dataset
+from federation.data.formats.raw import Content, Samples
 from federation.data.load import load_dataset
 from federation.data.sources.generated import GENERATED as SOURCES
 from federation.errors import DataError
@@ -200,6 +201,10 @@ def test_factories_get_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ((X * 1e39, Y), r"x holds 4\.28.*e\+38 at \[1, 1\]"),
     ((X, np.where(Y == 1, np.inf, 0.5)), r"y holds inf at \[1\]"),
     ((X, np.full(12, 2**63, np.uint64)), "expected labels"),
+    (([[1, 2], [3]], [0, 1]), "x is list that NumPy makes no array of .*with samples of one shape"),
+    ((X[:2], [[0], [1, 2]]), "y is list that NumPy makes no array of"),
+    (Content(Samples(X[:2], Y[:2], {"user": [[1], [2, 3]]})),  # type: ignore[dict-item]
+     "the column .user. is list that NumPy makes no array of"),
 ])
 def test_what_a_factory_must_not_return(result: object, words: str) -> None:
     with pytest.raises(DataError, match=f"factory_of_a_test:make.*{words}"):
