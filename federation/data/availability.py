@@ -142,7 +142,8 @@ def _rows(path: Path, period: float | None) -> Iterator[tuple[int, float, float]
                     continue
                 try:
                     client, start, end = int(fields[0]), float(fields[1]), float(fields[2])
-                    is_interval = len(fields) == 3 and client >= 0 and 0 <= start < end <= limit and math.isfinite(end)
+                    is_interval = (len(fields) == 3 and 0 <= client < 2**63 and 0 <= start < end <= limit
+                                   and math.isfinite(end))
                 except (ValueError, IndexError):
                     is_interval = False
                 if not is_interval:

@@ -75,6 +75,7 @@ def test_any_trace_agrees_with_its_intervals(intervals: list[tuple[int, int, int
     ("client,start,end\n0,-1,1\n", "line 2"), ("client,start,end\n0,1\n", "line 2"),
     ("client,start,end\n0,1,2,3\n", "line 2"), ("client,start,end\n0,nan,2\n", "line 2"),
     ("client,start,end\n0,1,inf\n", "line 2"), ("client,start,end\n0,1,8.5\n", "line 2"),
+    ("client,start,end\n99999999999999999999,0,1\n", "line 2"),
 ])
 def test_traces_that_cannot_be_are_refused_with_their_line(write, text: str, expected: str) -> None:
     with pytest.raises(DataError, match=rf"trace\.csv.*{expected}"):

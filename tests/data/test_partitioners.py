@@ -293,6 +293,9 @@ def test_a_file_for_other_data_is_refused(tmp_path: Path, name: str, clients: li
     ("p.csv", b"client,sample\n0,x\n", "line 2: '0', 'x' are not whole numbers"), ("p.csv", b"client,sample\n", "no rows"),
     ("p.csv", b"client,sample\n0,1\n99999999999,2\n", "names client 99999999999"), ("p.csv", b"", "columns none"),
     ("p.csv", b"\xff\xfe\x00", "CSV file cannot be read"), ("p.npz", b"PK", "no .npz archive"),
+    ("p.json", b"[[0], [99999999999999999999]]", "p.json holds a number that is neither a client nor one of the samples 0 to 6"),
+    ("p.csv", b"client,sample\n0,1\n1,99999999999999999999\n", "p.csv holds a number that is neither"),
+    ("p.csv", b"client,sample\n0," + b"x" * 200_000, "CSV file cannot be read"),
     ("p.txt", b"", r"does not end in \.npz, \.json, \.csv"), ("nothing.json", None, "does not exist"),
 ])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes | None, words: str) -> None:
@@ -301,6 +304,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes | Non
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=words):
         file(np.zeros(7, int), 2, 0, path=str(tmp_path / name))
+
+
+def test_a_csv_file_may_begin_with_the_mark_of_a_spreadsheet(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbfclient,sample\r\n0,1\r\n1,2\r\n")
+    assert file(np.zeros(7, int), 2, 0, path=str(tmp_path / "p.csv")).order.tolist() == [1, 2]
 
 
 def test_an_archive_of_something_else(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import tarfile
 import tokenize
 import zipfile
@@ -14,7 +15,7 @@ from federation.errors import DataError
 
 #: What libraries raise for files that are damaged, or made to look larger than memory.
 DAMAGE = (OSError, ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, MemoryError, OverflowError,
-          SyntaxError, tarfile.TarError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+          SyntaxError, csv.Error, tarfile.TarError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 #: How NumPy speaks of arrays of objects.
 _OBJECTS = ("allow_pickle", "bject arrays", "Python objects")
 #: Deflate, the densest of the usual compressions, makes at most 1032 bytes out of one.

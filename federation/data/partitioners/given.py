@@ -30,7 +30,10 @@ def file(labels: np.ndarray, num_clients: int, rng_seed: int, *, path: str) -> P
         raise DataError(f"path: {path!r} does not end in {', '.join(_READERS)}")
     if not found.is_file():
         raise DataError(f"path: {found.absolute()} does not exist; expected a partition")
-    clients = _READERS[found.suffix.lower()](found)
+    try:
+        clients = _READERS[found.suffix.lower()](found)
+    except OverflowError:
+        raise DataError(f"{found} holds a number that is neither a client nor one of the samples 0 to {len(labels) - 1}") from None
     if len(clients) != num_clients:
         raise DataError(f"{found} has {len(clients)} clients; num_clients is {num_clients}")
     if empty := [client for client, samples in enumerate(clients) if len(samples) == 0]:
@@ -75,7 +78,7 @@ def _from_json(path: Path) -> list[np.ndarray]:
 
 
 def _from_csv(path: Path) -> list[np.ndarray]:
-    with damage(path, "CSV file"), open(path, newline="", encoding="utf-8") as lines:
+    with damage(path, "CSV file"), open(path, newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines)
         if not {"client", "sample"} <= set(rows.fieldnames or ()):
             raise DataError(f"{path} has the columns {', '.join(rows.fieldnames or ()) or 'none'}; expected client, sample")
