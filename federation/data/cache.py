@@ -82,8 +82,10 @@ class ArrayCache:
                 os.fsync(file.fileno())
             try:
                 os.rename(aside, entry)
-            except OSError:
+            except OSError as error:
                 if not (entry / _MANIFEST).is_file():  # else another process was first: its entry is the same
+                    if entry.is_dir():
+                        raise DataError(f"{_damage(entry)} (there is no {_MANIFEST} in it)") from error
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)  # gone already when all went well
@@ -135,7 +137,7 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _open(entry: Path) -> Stored:
     """The arrays of a whole entry. What is no longer as it was written is refused: others may have it mapped."""
-    damage = f"{entry} is damaged: delete that folder, and it is made again"
+    damage = _damage(entry)
     try:
         manifest = json.loads((entry / _MANIFEST).read_text(encoding="utf-8"))
         arrays: dict[str, np.ndarray] = {}
@@ -150,13 +152,21 @@ def _open(entry: Path) -> Stored:
         raise DataError(f"{damage} ({type(error).__name__}: {error})") from error
 
 
+def _damage(entry: Path) -> str:
+    return f"{entry} is damaged: delete that folder, and it is made again"
+
+
 def cache_folder(setting: str | None) -> Path | None:
     """The folder that `data.cache` means: itself; None for "off"; and where it is None, the place for caches of this
-    user's programs: $XDG_CACHE_HOME/federation, usually ~/.cache/federation."""
+    user's programs: $XDG_CACHE_HOME/federation, usually ~/.cache/federation. Raises DataError for a user without a home."""
     if setting is not None:
         return None if setting == "off" else Path(setting)
     base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "federation"
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "federation"
+    except RuntimeError as error:
+        raise DataError(f"data.cache: null is in the home folder, and this user has none ({error}): set HOME, or data.cache to a "
+                        f"folder, or to 'off', which keeps a copy in every process") from error
 
 
 def _plain(name: str) -> str:

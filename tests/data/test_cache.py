@@ -157,6 +157,15 @@ def test_a_damaged_entry_is_named_and_nothing_is_executed(tmp_path: Path, damage
     cache.get("data", {}, make)
 
 
+def test_an_entry_without_its_manifest_is_damaged_and_the_disk_is_not_full(tmp_path: Path) -> None:
+    """Scratch disks are swept file by file."""
+    cache = ArrayCache(tmp_path / "cache")
+    cache.get("data", {}, make)
+    (cache.folder / entries(cache.folder)[0] / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"data-[0-9a-f]{20} is damaged: delete that folder.*no manifest\.json"):
+        cache.get("data", {}, make)
+
+
 class _Trap:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -230,3 +239,12 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder(None) == Path("/home/me/.cache/federation")
     assert cache_folder("/scratch/data") == Path("/scratch/data")
     assert cache_folder("off") is None
+    monkeypatch.setattr(Path, "home", _homeless)
+    with pytest.raises(DataError, match=r"data\.cache: null is in the home folder, and this user has none .*'off'"):
+        cache_folder(None)
+    assert cache_folder("off") is None
+
+
+def _homeless() -> Path:
+    """As in a container whose user has no name, and no HOME."""
+    raise RuntimeError("Could not determine home directory.")
