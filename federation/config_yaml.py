@@ -345,10 +345,10 @@ def _plain(value: object) -> object:
         value = value.item()
     if isinstance(value, bool | Secret):
         return value
-    for kind in (int, float, str):
+    for kind in (int, float):
         if isinstance(value, kind):
             return kind(value)
-    return None
+    return str.__str__(value) if isinstance(value, str) else None  # str() of an enumeration's member is its name
 
 
 def kind_of(value: object) -> str:

@@ -33,6 +33,8 @@ def preview(config_path: str | None, overrides: Sequence[str] = (), picture: Pat
     config = load_config(config_path, overrides=tuple(overrides))
     if picture is not None and picture.suffix.lower() not in PICTURES:
         raise DataError(f"{picture}: a picture's name ends with {', '.join(PICTURES)}")
+    if not config.data.enabled:
+        raise DataError("data.enabled: false: clients bring their own data, so there is no partition to preview")
     data = load_data(config)
     if picture is not None:
         draw(data, picture)

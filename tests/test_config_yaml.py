@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+
 import pytest
 
 from federation.config_value import parse_number
@@ -217,6 +219,17 @@ def test_python_scalars_become_plain():
     assert problems == []
     assert texts(tree) == {"a": 5, "b": 0.5, "c": True, "d": "x", "e": [1, 2]}
     assert [type(tree.entries[key].value) for key in "abcd"] == [int, float, bool, str]
+
+
+def test_members_of_enumerations_are_their_values():
+    """str() of a member is "Optimizer.SGD", which would be taken as it is in a free section."""
+    optimizer = enum.Enum("Optimizer", {"SGD": "sgd"}, type=str)
+    size = enum.IntEnum("Size", {"SMALL": 3})
+    problems: list[str] = []
+    tree = from_python({"a": optimizer.SGD, "b": size.SMALL}, "", "", problems)
+    assert problems == []
+    assert texts(tree) == {"a": "sgd", "b": 3}
+    assert [type(tree.entries[key].value) for key in "ab"] == [str, int]
 
 
 def test_a_mapping_that_contains_itself():

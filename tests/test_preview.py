@@ -70,6 +70,7 @@ def test_a_picture_is_written(tmp_path: Path, suffix: str, settings: tuple[str, 
     (["-o", "/no/such/folder/p.png"], "/no/such/folder/p.png cannot be written"),
     (["--set", "data.partitoner=iid"], "did you mean partitioner"), (["--config", "/no/such.yaml"], "/no/such.yaml"),
     (["--set", "num_clients=5000"], "5000"),
+    (["--set", "data.enabled=false", "mode=server", "transport.address=127.0.0.1:9000"], "data.enabled: false: clients bring"),
 ])
 def test_what_cannot_be_done_is_said(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", *arguments]) == 1
