@@ -110,7 +110,8 @@ def classes_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "biu":
         raise DataError(f"labels are {labels.dtype}{list(labels.shape)}, but this partitioner needs one integer a "
-                        f"sample; data without classes (regression) can be shared out by 'iid' only")
+                        f"sample; for data without classes (regression) take one that goes by sizes, such as iid or power_law, or "
+                        f"natural or file")
     if len(labels) == 0:
         raise DataError("there are no samples to share out")
     low, high = int(labels.min()), int(labels.max())

@@ -115,6 +115,14 @@ def test_an_impossible_least_size_is_refused_before_sampling(name: str, monkeypa
         PARTITIONERS[name](np.arange(10), 11, 0)
 
 
+def test_data_without_classes_are_sent_to_partitioners_that_take_them() -> None:
+    targets = np.arange(20) + 0.5
+    with pytest.raises(DataError, match="such as iid or power_law, or natural or file"):
+        PARTITIONERS["dirichlet"](targets, 4, 0)
+    for name, settings_of in (("iid", {}), ("power_law", {}), ("natural", {"columns": {"user": np.arange(20) % 4}})):
+        assert PARTITIONERS[name](targets, 4, 0, **settings_of).sizes.sum() == 20
+
+
 def test_a_least_size_that_just_fits_is_met() -> None:
     """S-PART-01: no luck is needed, whatever alpha is."""
     for alpha in (1e-9, 0.05, 10):
