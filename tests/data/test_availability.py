@@ -65,6 +65,13 @@ def test_any_trace_agrees_with_its_intervals(intervals: list[tuple[int, int, int
     assert available(Trace(clients, starts, starts + lengths, period), time, 7) == expected
 
 
+def test_times_are_the_decimal_numbers_that_they_are_written_as() -> None:
+    """100 times 0.29 is 29, and 0.3 is three periods of 0.1; of floats, the one is below and the other above."""
+    trace = Trace(np.array([0, 1]), np.array([28.5, 29.0]), np.array([29.0, 29.5]))
+    assert AvailableSampler(trace, round_length=0.29)(0, 101, np.ones(2, np.int64), 1).tolist() == [1]
+    assert available(Trace(np.array([0, 1]), np.array([0.0, 0.05]), np.array([0.05, 0.1]), 0.1), 0.3, 2) == [0]
+
+
 @pytest.mark.parametrize(("text", "expected"), [
     ("", "the first line must be client,start,end"),
     ("0,0,1\n", "the first line must be client,start,end"),
