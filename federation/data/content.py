@@ -12,6 +12,9 @@ from federation.data.formats.raw import Content, Samples
 from federation.data.rows import Rows, Store
 from federation.errors import DataError
 
+#: Labels from here on, more than there are samples, are dates, prices or names of things, unless num_classes says otherwise.
+MOST_CLASSES = 1 << 20
+
 
 @dataclass(frozen=True, eq=False)
 class Checked:
@@ -79,6 +82,10 @@ def _num_classes(labels: Mapping[str, np.ndarray], num_classes: int | None) -> i
     worst, highest = max(((name, int(y.max())) for name, y in labels.items() if len(y)), key=lambda found: found[1])
     if num_classes is not None and highest >= num_classes:
         raise DataError(f"{worst} holds label {highest}; expected 0 to {num_classes - 1}, as num_classes is {num_classes}")
+    if num_classes is None and highest >= max(MOST_CLASSES, sum(map(len, labels.values()))):
+        raise DataError(f"{worst} holds label {highest}, which would make {highest + 1} classes of "
+                        f"{sum(map(len, labels.values()))} samples; expected labels 0, 1, 2, ...: number them, or set task: "
+                        f"regression, or num_classes if so many are meant (in dataset_config)")
     return highest + 1 if num_classes is None else num_classes
 
 

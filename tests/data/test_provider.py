@@ -201,6 +201,7 @@ def test_factories_get_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     ((X * 1e39, Y), r"x holds 4\.28.*e\+38 at \[1, 1\]"),
     ((X, np.where(Y == 1, np.inf, 0.5)), r"y holds inf at \[1\]"),
     ((X, np.full(12, 2**63, np.uint64)), "expected labels"),
+    ((X, Y + 20_240_101), "y holds label 20240103, which would make 20240104 classes of 12 samples; .* task: regression"),
     (([[1, 2], [3]], [0, 1]), "x is list that NumPy makes no array of .*with samples of one shape"),
     ((X[:2], [[0], [1, 2]]), "y is list that NumPy makes no array of"),
     (Content(Samples(X[:2], Y[:2], {"user": [[1], [2, 3]]})),  # type: ignore[dict-item]
