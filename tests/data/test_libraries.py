@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import types
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from federation.data.__main__ import main
+from federation.data.formats.raw import Content, Samples
 from federation.data.load import load_dataset
-from federation.data.sources.libraries import fetch_library
+from federation.data.sources.libraries import _write, fetch_library
 from federation.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -98,6 +101,26 @@ def test_openml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fetch_library("openml:pets", tmp_path, {"version": "2.0"})
     with pytest.raises(DataError, match="openml:61: a number says which version; leave out version"):
         fetch_library("openml:61", tmp_path, {"version": "2"})
+
+
+def test_two_that_fetch_at_once_end_with_a_whole_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    together = context.Barrier(4)
+    writers = [context.Process(target=_write_at_once, args=(tmp_path / "set.npz", together)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert [path.name for path in tmp_path.iterdir()] == ["set.npz"]
+    with np.load(tmp_path / "set.npz") as found:
+        assert found["x_train"].sum() == 1 << 20
+
+
+def _write_at_once(path: Path, together: Barrier) -> None:
+    content = Content(Samples(np.ones((1 << 10, 1 << 10)), np.zeros(1 << 10, np.int64)))
+    together.wait()
+    _write(path, content)
 
 
 def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

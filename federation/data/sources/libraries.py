@@ -8,6 +8,7 @@ come with scikit-learn need no fetching.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -230,7 +231,7 @@ def _write(path: Path, content: Content) -> None:
         if samples is not None:
             arrays |= {f"x_{part}": samples.x, f"y_{part}": samples.y}
             arrays |= {f"{part}.{key}": values for key, values in samples.columns.items()}
-    aside = path.with_name(f".{path.name}.part.npz")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(aside, **arrays)  # type: ignore[arg-type]
