@@ -95,6 +95,9 @@ class Checker:
         best_first = sorted(near, key=near.__getitem__, reverse=True)
         names = [name if name == here else elsewhere[name] for name in best_first]
         hint = f"; did you mean {' or '.join(names)}?" if names else ""
+        section, dot, rest = key.partition(".")
+        if dot and section in known:
+            hint = f"; dots are for --set: write it in a section, as {section}: {{{rest}: ...}}"
         self.report(join(path, key), f"unknown key{hint} (known here: {', '.join(known)})")
 
     def value(self, node: Node, annotation: Any, path: str, elsewhere: Mapping[str, str] | None = None) -> Any:

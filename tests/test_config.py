@@ -439,6 +439,16 @@ def test_an_override_given_twice():
         load_config_from_dict({}, overrides=["seed=1", "seed=2"])
 
 
+def test_a_dotted_key_in_a_file_is_told_how_to_be_written(problems):
+    """Its path is that of a key that exists: "unknown key" alone would blame the name."""
+    (found,) = problems("trainer_config.max_rounds: 5\n")
+    assert found.startswith("c.yaml:1: trainer_config.max_rounds: unknown key; dots are for --set: write it in a section, as "
+                            "trainer_config: {max_rounds: ...} (known here: role")
+    (found,) = problems("data: {transforms.crop: 4}\n")
+    assert found.startswith("c.yaml:1: data.transforms.crop: unknown key; dots are for --set: write it in a section, as "
+                            "transforms: {crop: ...} (known")
+
+
 def test_an_item_of_a_list_is_named_once_and_with_its_line(problems):
     text = "learner_config:\n  note: a\n  milestones:\n  - 1\n  - {}\n"
     assert problems(text.format("010")) == [
