@@ -169,6 +169,18 @@ def test_stackoverflow_counts_words_where_no_list_is_given(tmp_path: Path) -> No
     np.testing.assert_array_equal(dataset.x_train, [[4, 3, 2, 3], [4, 2, 3, 1]])
 
 
+@pytest.mark.parametrize(("setting", "value"), [("max_users", 0), ("max_users", -1), ("vocabulary_size", -1), ("length", -1),
+                                                ("stride", 0), ("stride", -1)])
+def test_counts_below_1_are_refused(tmp_path: Path, setting: str, value: int) -> None:
+    """-1 user would be all but the last, and a stride of 0 one of the sample's length."""
+    (tmp_path / "stackoverflow").mkdir()
+    for part in ("train", "test"):
+        with h5py.File(tmp_path / "stackoverflow" / f"stackoverflow_{part}.h5", "w") as file:
+            file.create_dataset("examples/00001/tokens", data=[b"a b", b"a"], dtype=h5py.string_dtype())
+    with pytest.raises(DataError, match=f"^stackoverflow: {setting}: {value} is not a whole number of at least 1"):
+        load_dataset("stackoverflow", root=str(tmp_path), config={setting: value})
+
+
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_what_is_not_there_names_the_way(tmp_path: Path, name: str) -> None:
     advice = "preprocess.sh" if name in ("femnist", "shakespeare") else f"federation.data fetch {name} --root {tmp_path}"

@@ -101,6 +101,8 @@ def read_word_count(path: Path, size: int) -> list[str]:
             if more != [""] or not count.isdecimal():
                 raise DataError(f"{path}, line {number}: {line.strip()[:80]!r} is no word with its count")
             found.append((-int(count), word))
+    if not found:
+        raise DataError(f"{path} holds no words; copy or download the file again")
     found.sort(key=itemgetter(0))
     return [word for _, word in found[:size]]
 

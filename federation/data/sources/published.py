@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from federation.data.dataset import is_count
 from federation.data.formats import tff
 from federation.data.formats.cifar import CIFAR10, CIFAR100, Kind, read_cifar
 from federation.data.formats.idx import read_idx_set
@@ -136,6 +137,9 @@ def _leaf(request: Request, *, num_classes: int | None = None, image_shape: tupl
 
 def _tff(request: Request, stem: str, facts: Mapping[str, object], read: Callable[[Path, Path], Content],
          others: Sequence[Path] = ()) -> DataProvider:
+    for setting, value in facts.items():  # all of them counts
+        if value is not None and not is_count(value):
+            raise DataError(f"{request.name}: {setting}: {value!r} is not a whole number of at least 1")
     train, test = (_existing(request, (f"{stem}_{part}.h5",), ("datasets",)) for part in ("train", "test"))
     return DataProvider(request.name, lambda: read(train, test), (train, test, *others), {"reader": "tff", **facts})
 

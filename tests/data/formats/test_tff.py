@@ -137,6 +137,9 @@ def test_a_list_of_words_keeps_the_order_of_equal_counts(tmp_path: Path, between
         path.write_text(f"the 9\n{wrong}\n")
         with pytest.raises(DataError, match=r"stackoverflow\.word_count, line 2: .* is no word with its count"):
             tff.read_word_count(path, 3)
+    path.write_text("")
+    with pytest.raises(DataError, match=r"stackoverflow\.word_count holds no words"):
+        tff.read_word_count(path, 3)
     path.write_bytes(b"\xff 3\n")
     with pytest.raises(DataError, match=r"stackoverflow\.word_count: the list of words cannot be read"):
         tff.read_word_count(path, 3)

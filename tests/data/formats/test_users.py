@@ -47,5 +47,7 @@ def test_what_does_not_fit_together() -> None:
         by_user([("a", one), ("b", (np.zeros((1, 4)), np.zeros(1, int), {}))], None, "set")
     with pytest.raises(DataError, match=r"^set: test: user 'b' has 2 samples, but 3 labels"):
         by_user([("a", one)], [("b", (np.zeros((2, 3)), np.zeros(3, int), {}))], "set")
+    with pytest.raises(DataError, match=r"^set: train: user 'b' has the columns none; expected kind, as user 'a' has"):
+        by_user([("a", (one[0], one[1], {"kind": np.zeros(2, int)})), ("b", one)], None, "set")
     with pytest.raises(DataError, match=r"^set has no training samples"):
         by_user([], [("a", one)], "set")
