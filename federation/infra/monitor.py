@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -14,6 +16,16 @@ from federation.errors import ConfigError
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Nobody wants a line in the run's log for each look at it."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each watcher, which nobody waits for: one that connects and asks for nothing would hold up the run's end."""
+
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class Monitor:
@@ -42,7 +54,8 @@ class Monitor:
         self._metrics_app = make_wsgi_app(registry)
         host, _, port = address.rpartition(":")
         try:
-            self._server = make_server(host.strip("[]"), int(port), self._answer, WSGIServer, _Quiet)
+            kind = _Server6 if host.startswith("[") else _Server
+            self._server = make_server(host.strip("[]"), int(port), self._answer, kind, _Quiet)
         except OSError as error:
             raise ConfigError(f"transport.monitor: cannot listen on {address}: {error.strerror}") from None
         self._thread = threading.Thread(target=self._server.serve_forever, name="monitor", daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -46,3 +47,26 @@ def test_an_address_that_is_taken():
         other.listen()
         with pytest.raises(ConfigError, match="cannot listen on"):
             Monitor(f"127.0.0.1:{other.getsockname()[1]}", lambda: 0)
+
+
+def test_a_watcher_that_says_nothing_holds_nobody_up():
+    """Neither the next watcher nor the end of the run waits for one that has connected and asks for nothing."""
+    monitor = Monitor("127.0.0.1:0", lambda: 3)
+    with socket.create_connection(("127.0.0.1", monitor.port)):
+        assert json.loads(get(monitor, "/health")) == {"round": 0, "clients": 3}
+        ending = threading.Thread(target=monitor.close, daemon=True)
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+
+
+def test_an_address_of_ipv6():
+    with socket.socket(socket.AF_INET6) as other:
+        try:
+            other.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    monitor = Monitor("[::1]:0", lambda: 3)
+    with urllib.request.urlopen(f"http://[::1]:{monitor.port}/health", timeout=10) as answer:
+        assert json.load(answer) == {"round": 0, "clients": 3}
+    monitor.close()
