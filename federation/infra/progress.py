@@ -82,7 +82,7 @@ class _Lines:
 
 
 class _Bar:
-    """A live bar with what a line has. Log lines and prints appear above it."""
+    """A live bar with what a line has. Prints, and log lines where they go to the terminal, appear above it."""
 
     def __init__(self, total_rounds: int, stream: TextIO) -> None:
         from rich.console import Console
@@ -92,6 +92,7 @@ class _Bar:
         self._bar = RichProgress(
             TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[parts]}", markup=False),
             TextColumn("ETA"), TimeRemainingColumn(), console=Console(file=stream),
+            redirect_stderr=sys.stderr is not None and _is_terminal(sys.stderr),
         )  # fmt: skip
         self._task = self._bar.add_task("", total=total_rounds, parts="")
         self._bar.start()

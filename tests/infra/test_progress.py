@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ def test_a_bar_on_a_terminal() -> None:
     assert "train_loss 0.1250  accuracy 0.7500" in printed
     assert "rounds/s" in printed
     assert printed.rstrip().endswith("True")
+
+
+def test_the_log_goes_where_standard_error_goes(tmp_path: Path) -> None:
+    """`2> errors.log` on a terminal: what is logged beside the bar is in that file."""
+    log = tmp_path / "errors.log"
+    printed = on_a_terminal(f"""
+        import logging, os, sys
+        from federation.infra.logger import configure
+        from federation.infra.progress import Progress
+        sys.stderr = open({str(log)!r}, "w")
+        configure()
+        progress = Progress(3)
+        progress.update({{"round": 1}})
+        logging.getLogger("federation").warning("client_3 is late")
+        progress.close()
+    """)
+    assert "client_3 is late" in log.read_text()
+    assert "client_3 is late" not in printed
 
 
 def test_lines_on_a_terminal_that_cannot_draw() -> None:
