@@ -83,7 +83,10 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         os.replace(temporary, target)
         _sync(target.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        try:
+            temporary.unlink(missing_ok=True)
+        except OSError:  # a file system that has become read-only refuses this as well
+            pass
         if isinstance(error, _DAMAGE):
             raise CheckpointError(
                 f"cannot write the checkpoint {target}: {_reason(error)}. Earlier checkpoints are as they were. Check "

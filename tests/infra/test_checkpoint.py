@@ -305,6 +305,17 @@ def test_save_now_is_on_the_disk_and_survives_an_earlier_failure(
     checkpoints.close()
 
 
+def test_a_folder_that_can_no_longer_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a file system that has become read-only, not even the removal of the part is possible."""
+    (tmp_path / "checkpoints").write_text("")
+    with Checkpoints(tmp_path / "checkpoints", on_error="warn") as checkpoints:
+        checkpoints.save(snapshot(1))
+        checkpoints.flush()
+        with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*round_000002\.h5"):
+            checkpoints.save_now(snapshot(2))
+    assert sum("round_000001.h5" in message for message in caplog.messages) == 1
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """The process may write 1 MB a file: the error names file and reason, no part is left, and the process ends."""
     with Checkpoints(tmp_path) as checkpoints:
