@@ -67,9 +67,13 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock back; the run id stays on record. Does nothing where the lock is not held."""
         if self._descriptor is not None:
-            if self.run_id:
-                self._write({"run_id": self.run_id})
-            self._drop()
+            try:
+                if self.run_id:
+                    self._write({"run_id": self.run_id})
+            except OSError as error:  # a full disk: there is no reason to keep the folder, nor to hide why the run ends
+                logger.debug("%s: %s", self.path, error)
+            finally:
+                self._drop()
 
     def _write(self, record: dict[str, Any]) -> None:
         assert self._descriptor is not None

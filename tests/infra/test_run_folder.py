@@ -197,6 +197,35 @@ def test_a_folder_that_cannot_be_written_for_root_either() -> None:
         RunFolder("/proc/federation").prepare("")
 
 
+@pytest.mark.parametrize("full", ["before", "later"])
+def test_a_full_disk(tmp_path: Path, full: str) -> None:
+    """The process may write no byte more: before the run has the folder, and when it gives it back. The lock is free then."""
+    program = """
+        import resource, sys
+        from federation.errors import ConfigError
+        from federation.infra.run_folder import RunFolder
+        def fill():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        folder = RunFolder(sys.argv[1])
+        if sys.argv[2] == "before":
+            fill()
+            try:
+                folder.prepare("seed: 1")
+            except ConfigError as error:
+                print(error)
+        else:
+            folder.prepare("seed: 1")
+            fill()
+            folder.close()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        RunFolder(sys.argv[1]).prepare("seed: 1")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path), full], capture_output=True, text=True,
+                          timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert ("cannot be used: File too large" in done.stdout) == (full == "before")
+
+
 def test_each_round_once_after_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """S-TRACK-02, S-CKPT-07: killed in round 5 after logging it, resumed from round 4: rounds 1 to 6, each once."""
     with RunFolder(tmp_path) as folder:
