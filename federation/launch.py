@@ -21,6 +21,7 @@ from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
 from federation.errors import ConfigError, DataError, FederationError
 from federation.infra.logger import configure, redact, register_secret
+from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
 from federation.infra.watchdog import Watchdog
 from node_comm import CommError, Transport, launchers
@@ -202,8 +203,7 @@ def report(error: BaseException, rank: int = 0) -> int:
             text = "".join(traceback.format_exception(error))
             print(f"{who}{redact(text)}", file=sys.stderr)
             status = FAILED
-    sys.stderr.flush()
-    sys.stdout.flush()
+    _flush()
     return status
 
 
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             time.sleep(GRACE)  # every rank found the same fault; rank 0 says so, and the launcher ends the rest
         return report(error, rank)
     if rank == 0 and not options.quiet:
-        print(summary(result))
+        say(summary(result))
     return DONE
 
 
@@ -254,11 +254,19 @@ def _set_threads(config: Config, workers: int) -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process now, also when a client is still training on its thread (after a signal, or a failure)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if status == DONE:
         sys.exit(DONE)
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stderr, sys.stdout):
+        try:
+            if stream is not None:  # as in a process that was started without
+                stream.flush()
+        except OSError:  # nobody reads it any more, which must not change the exit status
+            pass
 
 
 if __name__ == "__main__":

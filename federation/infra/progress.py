@@ -104,6 +104,17 @@ class _Bar:
         self._bar.stop()
 
 
+def say(text: str) -> None:
+    """Print `text` on standard output, as far as that takes it: what is done is done, whether or not anybody reads of it."""
+    try:
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:
+            print(text.encode("ascii", "backslashreplace").decode(), flush=True)
+    except (OSError, ValueError):  # as in `Progress`
+        _abandon(sys.stdout)
+
+
 def _is_terminal(stream: TextIO) -> bool:
     try:
         return stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -111,6 +112,18 @@ def test_what_lies_in_the_folder(launch):
         assert key in run.summary
     again = launch("--config", str(run.folder / "config.yaml"), mode="serial")
     assert again.summary["weights_sha256"] == run.summary["weights_sha256"]
+
+
+@pytest.mark.parametrize(("redirection", "env"), [(">&-", {}), ("2>&-", {}), (">&- 2>&- <&-", {}), ("| true", {}),
+                                                  ("> /dev/full", {}), ("> /dev/null", {"PYTHONIOENCODING": "ascii"})])
+def test_nobody_who_reads(tmp_path, redirection, env):
+    """A run that is done has status 0, whatever becomes of what it prints."""
+    words = shlex.join([sys.executable, "-m", "federation.launch", "--output_dir", str(tmp_path / "\u65e5"), "--set", *QUICK])
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{words} {redirection}"], capture_output=True, text=True,
+                          timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+    assert done.returncode == 0, done.stderr
+    assert "Error" not in done.stderr
+    assert (tmp_path / "\u65e5" / "summary.json").exists()
 
 
 def test_two_jobs_in_one_folder(launch, tmp_path):
