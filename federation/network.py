@@ -10,6 +10,7 @@ from typing import Any
 from federation.assemble import assemble, client_name
 from federation.config import Config, TransportConfig
 from federation.infra.threads import apply_threads
+from federation.node.client import ClientNode
 from federation.session import RunResult, Stopped, stop_signals
 from node_comm.addresses import is_loopback
 from node_comm.grpc_channel import Certificates
@@ -47,15 +48,22 @@ def run_client(config: Config, threads: int) -> RunResult:
         parts = assemble(config)
         apply_threads(threads)  # again, for the libraries that have come with the parts
         _warn(config.transport)
-        transport = await connect(way_of(config))
-        client = parts.make_remote_client(transport)
-        serving = asyncio.ensure_future(client.serve())
+        client: ClientNode | None = None
+
+        async def serve() -> None:
+            nonlocal client
+            client = parts.make_remote_client(await connect(way_of(config)))
+            await client.serve()
+
+        # Before the connection is there: a signal may come while the server is waited for.
         with stop_signals() as stop:
+            serving = asyncio.ensure_future(serve())
             both: set[asyncio.Future[Any]] = {serving, stop}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
                 return serving.result()
-            await client.stop()
+            if client is not None:
+                await client.stop()
         serving.cancel()
         raise Stopped(stop.result().name, None, is_client=True)
 

@@ -167,6 +167,18 @@ def test_signals(network, expected, who):
     assert net.result[:2] == expected[:2]
 
 
+@pytest.mark.parametrize("received", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_the_server_is_not_there(network, received):
+    """As when one comes in the middle of the run: 75, and a line that says so."""
+    net = network(SETTINGS)
+    net.start("0")
+    time.sleep(4)
+    assert net.processes["0"].poll() is None
+    net.processes["0"].send_signal(received)
+    assert net.finish(20) == {"0": 75}
+    assert net.log("0") == f"stopped by {received.name}; the server goes on without this client, which may come back\n"
+
+
 def test_through_a_bad_network(network, expected):
     """S-LIFE-10: delays, losses, a thin line, and connections that are cut in the middle of an upload; the digest of the serial
     run, with no client lost."""
