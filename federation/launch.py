@@ -182,6 +182,8 @@ def report(error: BaseException, rank: int = 0) -> int:
     from federation.session import Stopped
 
     who = f"rank {rank}: " if rank else ""
+    if isinstance(error, KeyboardInterrupt):
+        error = _interrupted(error)
     match error:
         case ConfigError():
             for problem in error.problems:
@@ -192,6 +194,9 @@ def report(error: BaseException, rank: int = 0) -> int:
             status = STOPPED if error.checkpoint or error.is_client else FAILED
         case SystemExit(code=int() as code):
             status = code
+        case KeyboardInterrupt():
+            print(f"{who}stopped by SIGINT", file=sys.stderr)
+            status = FAILED
         case DataError():
             print(f"{who}{redact(str(error))}", file=sys.stderr)
             status = BAD_CONFIG
@@ -205,6 +210,16 @@ def report(error: BaseException, rank: int = 0) -> int:
             status = FAILED
     _flush()
     return status
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> BaseException:
+    """The stop that was being answered when Ctrl-C came once more; `interrupt` itself where there was none."""
+    from federation.session import Stopped
+
+    earlier: BaseException | None = interrupt
+    while earlier is not None and not isinstance(earlier, Stopped):
+        earlier = earlier.__context__
+    return earlier or interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -223,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(describe(config, choose_mode(config, os.environ), os.environ))
             return DONE
         result = run(config, resume=options.resume, quiet=options.quiet)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if rank:
             time.sleep(GRACE)  # every rank found the same fault; rank 0 says so, and the launcher ends the rest
         return report(error, rank)

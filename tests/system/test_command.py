@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -124,6 +127,46 @@ def test_nobody_who_reads(tmp_path, redirection, env):
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
     assert (tmp_path / "\u65e5" / "summary.json").exists()
+
+
+def interrupted(folder, settings, when, times):
+    """A run in whose way `settings` put a module `waits`: interrupted once the file `when` is there, so many times."""
+    (folder / "waits.py").write_text("""
+import pathlib, time
+def factory(**config):
+    pathlib.Path("loading").touch()
+    time.sleep(30)
+""")
+    (folder / "mlflow").mkdir()
+    (folder / "mlflow/__init__.py").write_text("import time\nclass MlflowClient:\n    __init__ = lambda *_, **__: time.sleep(60)\n")
+    (folder / "mlflow/entities.py").write_text("class Metric:\n    pass\n")
+    line = [sys.executable, "-m", "federation.launch", "--quiet", "--output_dir", "run", "--set", *settings]
+    root = str(pathlib.Path(__file__).parents[2])
+    with subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{root}"}) as process:
+        limit = time.monotonic() + 60
+        while not (folder / when).exists() and time.monotonic() < limit:
+            time.sleep(0.05)
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(1.5)
+        printed, _ = process.communicate(timeout=60)
+        return process.returncode, printed
+
+
+def test_interrupted_once_more(tmp_path):
+    """While a tracker's server, which does not answer, is waited for: the stop that was asked for first is what is reported."""
+    settings = ["tracker.name=mlflow", "trainer_config.max_rounds=100000"]
+    status, printed = interrupted(tmp_path, settings, "run/metrics.jsonl", 2)
+    assert status == 75, printed
+    assert "stopped by SIGINT; resume from run/checkpoints/round_" in printed
+    assert "Traceback" not in printed
+
+
+def test_interrupted_before_the_first_round(tmp_path):
+    status, printed = interrupted(tmp_path, ["data.dataset=waits:factory"], "loading", 2)
+    assert status == 1, printed
+    assert printed == "stopped by SIGINT\n"
 
 
 def test_two_jobs_in_one_folder(launch, tmp_path):
