@@ -166,12 +166,12 @@ class Session:
     def _recorder(self, server: ServerNode) -> Recorder:
         config, folder = self.config, self.folder
         tracker = make_tracker(config.tracker.name, folder.tensorboard, config.tracker.settings(), config.tracker.required)
-        progress = Progress(config.trainer_config.max_rounds, quiet=self._quiet)
         checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, every=config.checkpoint.every,
                                   asynchronous=config.checkpoint.async_,
                                   on_error="stop" if config.checkpoint.on_error == "raise" else "warn")
         address = config.transport.monitor
         monitor = None if address is None else Monitor(address, lambda: len(server.clients))
+        progress = Progress(config.trainer_config.max_rounds, quiet=self._quiet)  # last: a bar must not outlive what fails
         return Recorder(folder, tracker, progress, checkpoints, run_id=folder.run_id, config_digest=config.digest(),
                         wall_time=WallTime(seconds_left(os.environ)), monitor=monitor)
 

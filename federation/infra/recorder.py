@@ -98,16 +98,18 @@ class Recorder:
         self.tracker.resume_from(number)
 
     def close(self) -> None:
-        """Wait for what is being written, and close everything."""
+        """Wait for what is being written, and close everything, whichever of them fails."""
         try:
             if self.checkpoints is not None:
                 self.checkpoints.close()
         finally:
-            self.tracker.close()
-            if self.monitor is not None:
-                self.monitor.close()
-            if self.progress is not None:
-                self.progress.close()
+            try:
+                self.tracker.close()
+            finally:
+                if self.progress is not None:
+                    self.progress.close()
+                if self.monitor is not None:
+                    self.monitor.close()
 
     @property
     def _longest_write(self) -> float:

@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from federation.errors import FederationError
 from federation.infra.progress import Progress
+from federation.infra.recorder import Recorder
+from federation.infra.tracker import NoTracker
 
 ROWS = [{"round": round, "cohort_size": 8, "train_loss": 1 / round, "accuracy": np.float32(0.5), "client_loss": None,
          "seconds": {"fit": 1.0}} for round in (1, 2, 3)]  # fmt: skip
@@ -109,6 +112,38 @@ def test_the_log_goes_where_standard_error_goes(tmp_path: Path) -> None:
     """)
     assert "client_3 is late" in log.read_text()
     assert "client_3 is late" not in printed
+
+
+def test_the_terminal_is_left_in_order_by_a_run_that_cannot_start(tmp_path: Path) -> None:
+    printed = on_a_terminal(f"""
+        import socket
+        import federation
+        from federation.errors import ConfigError
+        taken, free = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+        addresses = [f"127.0.0.1:{{each.getsockname()[1]}}" for each in (taken, free)]
+        free.close()
+        try:
+            federation.run({{"mode": "server", "transport": {{"monitor": addresses[0], "address": addresses[1]}},
+                            "tracker": {{"name": "none"}}, "output_dir": {str(tmp_path)!r}}}, quiet=False)
+        except ConfigError as error:
+            print(error)
+    """)
+    assert "transport.monitor: cannot listen on" in printed
+    assert printed.count("\x1b[?25l") == printed.count("\x1b[?25h"), "the cursor stays hidden"
+
+
+def test_the_bar_ends_whatever_else_fails_at_the_end() -> None:
+    class Failing(NoTracker):
+        def close(self) -> None:
+            raise FederationError("not all was sent")
+
+    stream = io.StringIO()
+    progress = Progress(3, stream=stream)
+    recorder = Recorder(tracker=Failing(), progress=progress)
+    with pytest.raises(FederationError, match="not all was sent"):
+        recorder.close()
+    progress.update(ROWS[0])
+    assert stream.getvalue() == "", "it is still open"
 
 
 def test_lines_on_a_terminal_that_cannot_draw() -> None:
