@@ -55,10 +55,11 @@ class TraceFile:
 
     def __init__(self, path: Path, resume: bool = False) -> None:
         """A new file, or the old one to go on with."""
-        before = path.read_text().rstrip().removesuffix("]").rstrip().rstrip(",") if resume and path.exists() else ""
+        lines = path.read_text(errors="replace").splitlines() if resume and path.exists() else []
+        events = [event for line in lines if _is_whole(event := line.rstrip(","))]  # the last line may be torn, after a kill
         self._file = path.open("w")
-        self._file.write(before or "[")
-        self._is_first = not before or before == "["
+        self._file.write("[" + ",".join(f"\n{event}" for event in events))
+        self._is_first = not events
         self._known: set[int] = set()
 
     def write(self, rank: int, spans: Sequence[Span]) -> None:
@@ -80,3 +81,11 @@ class TraceFile:
     def _event(self, event: dict[str, object]) -> None:
         self._file.write(("\n" if self._is_first else ",\n") + json.dumps(event))
         self._is_first = False
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line of the file is an event."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -62,3 +62,19 @@ def test_the_file_is_what_viewers_read(tmp_path: Path) -> None:
     assert [event["pid"] for event in events(path)] == [0, 2, 2, 1, 1]
     TraceFile(path).close()
     assert events(path) == []
+
+
+def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+    """As a process that was killed, or a full disk, leaves it; wherever the line is torn."""
+    path = tmp_path / "trace.json"
+    trace = TraceFile(path)
+    trace.write(0, [Span("broadcast", 100.0, 0.5), Span("fit", 101.0, 0.25, "client_7")])
+    whole = path.read_bytes()
+    trace.close()
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        trace = TraceFile(path, resume=True)
+        trace.write(0, [Span("reduce", 200.0, 1.0)])
+        trace.close()
+        assert [event["name"] for event in events(path)][-1] == "reduce"
+    assert [event["name"] for event in events(path)] == ["broadcast", "fit", "reduce"]
