@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
@@ -51,12 +54,16 @@ class Spans:
 
 
 class TraceFile:
-    """A file in the trace event format: a JSON array, an event a line, which viewers read without its end as well."""
+    """A file in the trace event format: a JSON array, an event a line, which viewers read without its end as well.
+
+    Where it cannot be written any more, as on a full disk, it is given up with a warning, and the run goes on.
+    """
 
     def __init__(self, path: Path, resume: bool = False) -> None:
         """A new file, or the old one to go on with."""
         lines = path.read_text(errors="replace").splitlines() if resume and path.exists() else []
         events = [event for line in lines if _is_whole(event := line.rstrip(","))]  # the last line may be torn, after a kill
+        self._path = path
         self._file = path.open("w")
         self._file.write("[" + ",".join(f"\n{event}" for event in events))
         self._is_first = not events
@@ -64,19 +71,34 @@ class TraceFile:
 
     def write(self, rank: int, spans: Sequence[Span]) -> None:
         """Spans of one rank."""
-        if rank not in self._known:
-            self._known.add(rank)
-            self._event({"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}})
-        for span in spans:
-            self._event({"name": span.name, "ph": "X", "pid": rank, "tid": 0, "ts": round(1e6 * span.began, 3),
-                         "dur": round(1e6 * span.seconds, 3), **({"args": {"client": span.who}} if span.who else {})})
-        self._file.flush()
+        if self._file.closed:
+            return
+        try:
+            if rank not in self._known:
+                self._known.add(rank)
+                self._event({"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"rank {rank}"}})
+            for span in spans:
+                self._event({"name": span.name, "ph": "X", "pid": rank, "tid": 0, "ts": round(1e6 * span.began, 3),
+                             "dur": round(1e6 * span.seconds, 3), **({"args": {"client": span.who}} if span.who else {})})
+            self._file.flush()
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
         """End the array."""
         if not self._file.closed:
-            self._file.write("\n]\n")
+            try:
+                self._file.write("\n]\n")
+                self._file.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("%s: %s; the trace ends here", self._path, error.strerror or error)
+        try:
             self._file.close()
+        except OSError:  # what could not be written is still there
+            pass
 
     def _event(self, event: dict[str, object]) -> None:
         self._file.write(("\n" if self._is_first else ",\n") + json.dumps(event))

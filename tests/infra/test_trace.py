@@ -78,3 +78,14 @@ def test_a_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
         trace.close()
         assert [event["name"] for event in events(path)][-1] == "reduce"
     assert [event["name"] for event in events(path)] == ["broadcast", "fit", "reduce"]
+
+
+def test_a_full_disk_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A timeline is no reason to end a run, nor to hide why one ends."""
+    trace = TraceFile(Path("/dev/full"))
+    for _ in range(2):
+        trace.write(0, [Span("fit", 100.0, 0.5)])
+    trace.close()
+    TraceFile(Path("/dev/full")).close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "/dev/full: No space left on device" in caplog.text
