@@ -53,7 +53,10 @@ class EventFile:
         self._file.close()
 
     def _append(self, **fields: Any) -> None:
-        self._file.write(_record(self._events.Event(wall_time=time.time(), **fields).SerializeToString()))
+        record = _record(self._events.Event(wall_time=time.time(), **fields).SerializeToString())
+        written = self._file.write(record)
+        while written < len(record):  # a disk takes a part before it is full
+            written += self._file.write(record[written:])
 
 
 def _record(content: bytes) -> bytes:

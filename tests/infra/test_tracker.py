@@ -150,6 +150,25 @@ def test_a_killed_process_loses_no_round(tmp_path: Path) -> None:
     assert read_back(tmp_path) == {"loss": [(1, 1)]}
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_record(tmp_path: Path) -> None:
+    """The write that did not fit is an error at once: what came behind half a record would be lost on every reader."""
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from federation.infra.event_file import EventFile
+        file = EventFile(Path(sys.argv[1]))
+        [path] = Path(sys.argv[1]).iterdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, resource.RLIM_INFINITY))
+        try:
+            file.write(1, {"accuracy": 0.5})
+        except OSError as error:
+            print(error.strerror)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], capture_output=True, text=True,
+                          timeout=60)
+    assert done.stdout == "File too large\n", done.stderr
+
+
 def test_auto_without_tensorboard_is_none_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
