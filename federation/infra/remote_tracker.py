@@ -25,7 +25,8 @@ class Background:
     """Runs the tracker that `make` gives in a thread of its own, so that no call here ever waits for it.
 
     A failure is one warning, after which nothing more is recorded; where the tracker is `required`, it is a
-    FederationError: at once when it does not start within 30 s, else at the next call.
+    FederationError: at once when it does not start within 30 s, else at the next call. So are rounds that are lost
+    because the tracker does not keep up.
     """
 
     def __init__(self, name: str, make: Callable[[], Tracker], required: bool) -> None:
@@ -56,7 +57,7 @@ class Background:
             self._put(None)
             self._thread.join(_PATIENCE_S)
             if self._thread.is_alive():
-                logger.warning("tracker %s: not all was sent after %.0f s, and is given up", self._name, _PATIENCE_S)
+                self._lose(f"not all was sent after {_PATIENCE_S:.0f} s, and is given up")
         self._raise()
 
     def _put(self, call: Callable[[Tracker], None] | None) -> None:
@@ -64,9 +65,14 @@ class Background:
         try:
             self._calls.put_nowait(call)
         except queue.Full:
-            if not self._dropped:
-                logger.warning("tracker %s: does not keep up, rounds are dropped", self._name)
-            self._dropped = True
+            if call is not None and not self._dropped:
+                self._dropped = True
+                self._lose("does not keep up, rounds are dropped")
+
+    def _lose(self, what: str) -> None:
+        if self._required:
+            raise FederationError(f"tracker {self._name}, which is required, failed: {what}")
+        logger.warning("tracker %s: %s", self._name, what)
 
     def _raise(self) -> None:
         if self._required and self._error is not None:

@@ -289,6 +289,22 @@ def test_a_server_that_does_not_answer_holds_nobody_up(
     answer.set()
 
 
+def test_a_required_server_that_stops_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds that were not sent, or that no longer fit into the queue, are a failure as well."""
+    answer = threading.Event()
+    fake = install(monkeypatch, FakeMlflow())
+    monkeypatch.setattr(fake, "log_batch", lambda *_, **__: answer.wait(60))
+    monkeypatch.setattr(remote_tracker, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(remote_tracker, "_QUEUE_ROUNDS", 2)
+    tracker = make_tracker("mlflow", tmp_path, required=True)
+    with pytest.raises(FederationError, match="does not keep up"):
+        for round in range(1, 5):
+            tracker.log(round, {"loss": 1})
+    with pytest.raises(FederationError, match="not all was sent"):
+        tracker.close()
+    answer.set()
+
+
 def test_a_server_that_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
