@@ -25,6 +25,9 @@ from federation.errors import ConfigError
 from federation.node.proxy import partition_client
 
 DAYS = 365
+MOST_DAYS = 36500
+#: Characters of the name that a certificate is made out to (RFC 5280).
+LONGEST_NAME = 64
 
 
 class Authority:
@@ -76,10 +79,13 @@ def _alternative(host: str) -> x509.GeneralName:
 
 
 def make(folder: Path, servers: Sequence[str], clients: Sequence[str], days: int = DAYS) -> list[Path]:
-    """Write everything into `folder`; what is there already is left alone (ConfigError). Returns the files."""
+    """Write everything into `folder`; what is there already is left alone (ConfigError). Returns the files.
+
+    Clients find all of the server's names among the alternative ones, which may be longer than the first.
+    """
     authority = Authority(days=days)
     contents = {"ca.pem": authority.certificate.public_bytes(serialization.Encoding.PEM), "ca.key": private(authority.key)}
-    contents["server.pem"], contents["server.key"] = authority.sign(servers[0], servers)
+    contents["server.pem"], contents["server.key"] = authority.sign(servers[0][:LONGEST_NAME], servers)
     for client in clients:
         contents[f"{client}.pem"], contents[f"{client}.key"] = authority.sign(client)
     present = [name for name in contents if (folder / name).exists()]
@@ -112,18 +118,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = _parser().parse_args(arguments)
         names = [name for word in given.clients
                  for name in (map(partition_client, range(int(word))) if word.isdecimal() else [word])]
-        bad = [name for name in names if not name or "/" in name or name.startswith(".") or name in ("ca", "server")]
-        if bad:
-            raise ConfigError(f"--clients: {', '.join(map(repr, bad))} cannot name files here")
+        problems = []
+        if hosts := [host for host in given.server if not host or not host.isascii()]:
+            problems.append(f"--server: {', '.join(map(repr, hosts))} cannot be in a certificate; give names in ASCII (xn--... for "
+                            "others), or addresses")
+        if bad := [name for name in names if not name.isascii() or not 0 < len(name) <= LONGEST_NAME or "/" in name
+                   or name.startswith(".") or name in ("ca", "server")]:
+            problems.append(f"--clients: {', '.join(map(repr, bad))} cannot name files here, and be in a certificate; give 1 to "
+                            f"{LONGEST_NAME} characters of ASCII without '/' and without '.' in front, not ca or server")
+        if not 1 <= given.days <= MOST_DAYS:
+            problems.append(f"--days: {given.days}; give a number from 1 to {MOST_DAYS}")
+        if problems:
+            raise ConfigError(problems)
         files = make(given.output, given.server, names, given.days)
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"-o: {given.output} cannot be written: {error.strerror}; give a folder that this user may create and write",
+              file=sys.stderr)
+        return 2
     print("\n".join(map(str, files)))
     here = given.output
     tls = f"tls: {{ca: {here}/ca.pem, cert: {here}/%s.pem, key: {here}/%s.key}}"
-    address = f'transport: {{address: "{given.server[0]}:9000", '
+    host = f"[{given.server[0]}]" if ":" in given.server[0] else given.server[0]
+    address = f'transport: {{address: "{host}:9000", '
     client = names[0] if names else "client_0"
     print(f"\nthe server:  {address}{tls % ('server', 'server')}}}\na client:    {address}{tls % (client, client)}}}\n"
           "keep ca.key and server.key to yourself; give each client ca.pem and its own two files")

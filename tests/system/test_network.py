@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from federation.certs import Authority, make
+from federation.certs import main as certificates
 from tests.mpi_helper import kill_tree
 from tests.node_comm.test_star import free_port
 from tests.system.conftest import ENVIRONMENT, Finished, command
@@ -284,6 +286,38 @@ def test_certificates_that_do_not_do(network, tmp_path):
     assert set(net.finish().values()) == {0}, net.log("server")
     for reason in ("unable to get local issuer certificate", "PEER_DID_NOT_RETURN_A_CERTIFICATE"):
         assert reason in net.log("server")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--server", "nödé"], "--server: 'nödé'"),
+    (["--server", "node1", ""], "--server: ''"),
+    (["--server", "node1", "--clients", "müller"], "--clients: 'müller'"),
+    (["--server", "node1", "--clients", "a" * 65], "--clients: 'aaa"),
+    (["--server", "node1", "--days", "0"], "--days: 0"),
+    (["--server", "node1", "--days", "99999999"], "--days: 99999999"),
+    (["--server", "node1", "-o", "file/below"], "file/below cannot be written: Not a directory"),
+])
+def test_certificates_that_cannot_be_made(tmp_path, monkeypatch, capsys, arguments, said):
+    """Status 2, what was given, and no traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert certificates(["make", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "certs").exists()
+
+
+def test_the_settings_for_an_address_of_ipv6(tmp_path, capsys):
+    assert certificates(["make", "--server", "fd00::7", "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count('address: "[fd00::7]:9000"') == 2
+
+
+def test_a_certificate_for_a_host_with_a_long_name(tmp_path):
+    """As clouds give them: the 64 characters of a common name are not enough, and clients look at the other names."""
+    host = "node1." + 3 * "a-long-name-of-a-department." + "example.org"
+    make(tmp_path, [host], ["client_0"])
+    found = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [host]
 
 
 def test_the_second_server_on_a_port(network):
