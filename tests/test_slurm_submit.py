@@ -96,6 +96,10 @@ def test_bash_understands_it(capsys, config, arguments):
     (["--sbatch=--array=1-3"], "sweep.sh"),
     (["--job-name", "a/b"], "letters, digits"),
     (["--tim", "1"], "--tim"),
+    (["--set", "output_dir=mine"], "--output_dir"),
+    (["--gpus-per-node", "4", "--set", "learner_config.device=cpu"], "learner_config.device"),
+    (["--gpus-per-node", "4", "--set", "trainer_config.server_hosts_clients=false"], "trainer_config.server_hosts_clients"),
+    (["--sbatch=--job-name=a/b"], "--job-name"),
 ])
 def test_what_is_wrong_is_said_before_the_queue(capsys, arguments, said):
     """S-HPC-02: status 2, and nothing on stdout that could be taken for a script."""
@@ -117,6 +121,14 @@ def test_submitting(capsys, monkeypatch, tmp_path, config, status):
     told = capsys.readouterr()
     assert "Submitted batch job 17" in told.out
     assert (tmp_path / "got.sh").read_text() == (tmp_path / "mine.slurm.sh").read_text()
+
+
+def test_a_folder_that_takes_no_script(capsys, monkeypatch, tmp_path, config):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    (tmp_path / "mine.slurm.sh").mkdir()
+    assert main(["submit", "--config", str(config), "--job-name", "mine"]) == 2
+    assert f"{tmp_path}/mine.slurm.sh cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_without_slurm(capsys, monkeypatch, tmp_path):

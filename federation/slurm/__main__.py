@@ -19,6 +19,9 @@ from federation.config import Config, load_config
 from federation.errors import ConfigError
 from federation.slurm.script import Job, render
 
+#: What fedavg_gpu.sh adds to what it is given.
+SET_FOR_GPUS = {"learner_config.device": "cuda", "trainer_config.server_hosts_clients": "true"}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m federation.slurm", allow_abbrev=False, description="Jobs for Slurm.")
@@ -69,7 +72,15 @@ def job_of(given: argparse.Namespace) -> Job:
             problems.append(f"--sbatch={option}: give the option in full, such as --sbatch=--exclusive")
         elif name in ("array", "wrap"):
             problems.append(f"--sbatch={option}: this job is one run; see jobs/slurm/sweep.sh for an array")
+        elif name == "job-name":
+            problems.append(f"--sbatch={option}: give --job-name to this command, which names the script by it")
         directives[name] = value
+    keys = {word.partition("=")[0] for word in overrides}
+    if "output_dir" in keys:
+        problems.append("--set: output_dir: the script names the run's folder; give --output_dir to this command")
+    if given.gpus_per_node:
+        problems += [f"--set: {key}: with --gpus-per-node the script sets it itself, to {value}, and a key may be given once; "
+                     "leave it out" for key, value in SET_FOR_GPUS.items() if key in keys]
     if config.mode not in ("auto", "mpi"):
         problems.append(f"mode: {config.mode} is not for a job of several ranks; leave it out, or say mpi")
     if (given.nodes or 2) * (given.ntasks_per_node or 8) < 2:
@@ -99,7 +110,11 @@ def submit(job: Job, folder: Path) -> int:
     if program is None:
         raise ConfigError("sbatch is not on PATH: submit from a login node of the cluster, or use --dry_run")
     path = folder / f"{job.directives['job-name']}.slurm.sh"
-    path.write_text(render(job))
+    try:
+        path.write_text(render(job))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; call this in a folder that takes the job's script and "
+                          "its log") from error
     done = subprocess.run([program, str(path)], check=False, capture_output=True, text=True)
     print((done.stdout + done.stderr).strip())
     if done.returncode:
