@@ -114,6 +114,17 @@ def test_the_folder_above_one_that_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_the_folder_above_one_that_may_not_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the one to report: what lies in it cannot even be asked for."""
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if tmp_path in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return os.stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert folder.existing(tmp_path / "a/b") == tmp_path
+
+
 @pytest.mark.parametrize("where", ["file", "/proc"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, where: str) -> None:
     path = Path(where)

@@ -21,7 +21,14 @@ TRIAL = 1 << 20
 def existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there: where a run would begin to make folders."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    return next(folder for folder in (path, *path.parents) if _is_there(folder))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # the folder above, then, is the one that cannot be used
+        return False
 
 
 @contextmanager
