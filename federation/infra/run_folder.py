@@ -104,6 +104,12 @@ class RunFolder:
         happens when the run died between the checkpoint and the line.
         """
         path = self.path / "metrics.jsonl"
+        try:
+            self._cut(path, round, record)
+        except OSError as error:
+            raise FederationError(f"cannot go on with {path}: {error.strerror or error}") from error
+
+    def _cut(self, path: Path, round: int, record: Mapping[str, Any] | None) -> None:
         old = path.read_bytes() if path.exists() else b""
         lines: dict[int, bytes] = {}
         for number, line in enumerate(old.split(b"\n"), 1):

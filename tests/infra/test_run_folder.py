@@ -321,6 +321,8 @@ def test_a_record_that_cannot_be_written_names_the_file(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").mkdir()
         with pytest.raises(FederationError, match=r"cannot write .*metrics\.jsonl"):
             folder.log_metrics({"round": 1})
+        with pytest.raises(FederationError, match=r"cannot go on with .*metrics\.jsonl"):
+            folder.resume_from(1, {"round": 1})
         (tmp_path / "summary.json").mkdir()
         with pytest.raises(FederationError, match=r"cannot write .*summary\.json"):
             folder.write_summary({})
