@@ -285,4 +285,7 @@ def _flush() -> None:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # In a function of our own: in its place, asyncio would let Ctrl-C wait for the end of what is computed, such as data.
+        signal.signal(signal.SIGINT, lambda number, frame: signal.default_int_handler(number, frame))
     leave(main())

@@ -164,7 +164,7 @@ def test_interrupted_once_more(tmp_path):
 
 
 def test_interrupted_before_the_first_round(tmp_path):
-    status, printed = interrupted(tmp_path, ["data.dataset=waits:factory"], "loading", 2)
+    status, printed = interrupted(tmp_path, ["data.dataset=waits:factory"], "loading", 1)
     assert status == 1, printed
     assert printed == "stopped by SIGINT\n"
 
