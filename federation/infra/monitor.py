@@ -48,7 +48,7 @@ class Monitor:
             "clients_failed": Counter("federation_clients_failed", "Clients that a round was done without.", registry=registry),
             "bytes_down": Counter("federation_bytes_down", "Bytes of weights for clients.", registry=registry),
             "bytes_up": Counter("federation_bytes_up", "Bytes of updates from clients.", registry=registry)}
-        self._metric = Gauge("federation_metric", "A metric of the last round, by name.", ["name"], registry=registry)
+        self._metric = Gauge("federation_metric", "A metric, by name, of the last round that had it.", ["name"], registry=registry)
         self._seconds = Gauge("federation_seconds", "Seconds of the last round, by phase.", ["phase"], registry=registry)
         Gauge("federation_clients", "Clients that are connected.", registry=registry).set_function(clients)
         self._metrics_app = make_wsgi_app(registry)
@@ -76,6 +76,7 @@ class Monitor:
         for name, value in row.items():
             if name != "seconds" and isinstance(value, int | float):
                 self._metric.labels(name).set(value)
+        self._seconds.clear()  # not every round has every phase
         for phase, seconds in row.get("seconds", {}).items():
             self._seconds.labels(phase).set(seconds)
 

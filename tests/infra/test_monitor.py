@@ -41,6 +41,18 @@ def test_figures_of_a_run():
     monitor.close()
 
 
+def test_a_phase_of_an_earlier_round_is_none_of_the_last():
+    """As that of an evaluation every fifth round: phases add up to the round."""
+    monitor = Monitor("127.0.0.1:0", lambda: 3)
+    monitor.record({"round": 1, "accuracy": 0.5, "seconds": {"fit": 2.5, "evaluate": 9.0}})
+    monitor.record({"round": 2, "seconds": {"fit": 2.0}})
+    figures = get(monitor, "/metrics")
+    assert 'federation_seconds{phase="fit"} 2.0' in figures
+    assert 'phase="evaluate"' not in figures
+    assert 'federation_metric{name="accuracy"} 0.5' in figures
+    monitor.close()
+
+
 def test_an_address_that_is_taken():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
