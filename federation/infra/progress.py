@@ -24,6 +24,7 @@ class Progress:
         self._total = total_rounds
         self._stream = sys.stdout if stream is None else stream
         self._begin = time.monotonic()
+        self._has_begun = False
         self._shown_rounds = 0
         self._display: _Display | None = None
         # Python sets sys.stdout to None in a process without any output.
@@ -31,6 +32,11 @@ class Progress:
             live = _is_terminal(self._stream) and importlib.util.find_spec("rich") is not None
             make = _Bar if live else _Lines
             self._attempt(lambda: self._show_with(make))
+
+    def begin(self) -> None:
+        """The first round begins: waiting for clients is over. Changes nothing when called again."""
+        if not self._has_begun:
+            self._has_begun, self._begin = True, time.monotonic()
 
     def update(self, row: Mapping[str, Any]) -> None:
         """Show the record of a round that is complete: its `round`, and the losses and accuracies on its top level."""

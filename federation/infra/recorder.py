@@ -51,6 +51,8 @@ class Recorder:
     def check_time(self) -> None:
         """Before a round: raise OutOfTime where the job has no time for it. All that was trained is in a checkpoint."""
         self._wall_time.begin()
+        if self.progress is not None:
+            self.progress.begin()
         if self._shortage is not None and self.checkpoints is not None:
             raise OutOfTime(self._shortage)
 

@@ -58,6 +58,21 @@ def test_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         "round 501/1000  0.0333 rounds/s  ETA 4:09:30", "round 502/1000  0.05 rounds/s  ETA 2:46:00"]  # fmt: skip
 
 
+def test_waiting_for_clients_is_no_part_of_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    recorder = Recorder(progress=Progress(100, stream=stream))
+    now[0] = 3600.0  # they come
+    for number in (1, 2):
+        recorder.check_time()
+        now[0] += 1.0
+        recorder.check_time()
+        now[0] += 1.0
+        recorder.record({"round": number})
+    assert [line.rpartition("  ")[2] for line in stream.getvalue().splitlines()] == ["ETA 0:03:18", "ETA 0:03:16"]
+
+
 def on_a_terminal(program: str, **environment: str) -> str:
     """What `program` prints when its standard output is a terminal."""
     master, slave = pty.openpty()
