@@ -223,6 +223,7 @@ def test_plugins_register_components(tmp_path, monkeypatch):
     ("absent_module_xyz", None, "there is no module 'absent_module_xyz'"),
     ("raises.py", "1 / 0", "ZeroDivisionError"),
     ("broken.py", "def :", "SyntaxError"),
+    ("script.py", "import sys; sys.exit()", "it ends the program (SystemExit)"),  # else a run that did nothing, and status 0
     ("needs.py", "import nowhere_at_all", "there is no module 'nowhere_at_all'"),
 ])
 def test_plugins_that_fail_are_named(tmp_path, monkeypatch, name, text, words):
@@ -234,6 +235,14 @@ def test_plugins_that_fail_are_named(tmp_path, monkeypatch, name, text, words):
     assert f"plugin {name!r}" in str(caught.value)
     assert words in str(caught.value)
     assert not [key for key in sys.modules if key.startswith(f"federation_plugin_{name.removesuffix('.py')}_")]
+
+
+def test_a_module_that_ends_the_program_is_named(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "script_of_a_test.py").write_text("import sys; sys.exit(0)")
+    for call in (lambda: load_plugins(["script_of_a_test"]), lambda: Registry().resolve("script_of_a_test:Model", "model")):
+        with pytest.raises(ConfigError, match=r"script_of_a_test.* cannot be imported: it ends the program .*__main__"):
+            call()
 
 
 def test_bases_are_the_core_classes():

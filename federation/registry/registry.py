@@ -146,7 +146,7 @@ def _import_file(plugin: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _failed(f"plugin {plugin!r}", error) from error
     return module
@@ -155,11 +155,11 @@ def _import_file(plugin: str) -> ModuleType:
 def _import(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _failed(what, error) from error
 
 
-def _failed(what: str, error: Exception) -> ConfigError:
+def _failed(what: str, error: Exception | SystemExit) -> ConfigError:
     """One sentence for an import that raised: what to install where that is the cause, else the error itself."""
     if isinstance(error, ConfigError):
         return ConfigError([f"{what}: {problem}" for problem in error.problems])
@@ -169,6 +169,9 @@ def _failed(what: str, error: Exception) -> ConfigError:
             return ConfigError(f"{what} needs {missing}, which is not installed: "
                                f"pip install 'federation-hpc[{_EXTRAS[missing]}]'")
         return ConfigError(f"{what} cannot be imported: there is no module {error.name!r} on the path")
+    if isinstance(error, SystemExit):
+        return ConfigError(f"{what} cannot be imported: it ends the program (SystemExit): what a script does belongs below "
+                           "if __name__ == '__main__'")
     return ConfigError(f"{what} cannot be imported: {type(error).__name__}: {error}")
 
 

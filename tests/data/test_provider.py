@@ -222,6 +222,17 @@ def test_factories_that_cannot_be_had(name: str, words: str) -> None:
         load_dataset(name)
 
 
+def test_a_factory_that_ends_the_program_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would end with status 0, and have done nothing."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "quits_when_called.py").write_text("def make():\n    raise SystemExit(0)\n")
+    (tmp_path / "quits_when_imported.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(DataError, match="quits_when_called:make raised SystemExit"):
+        load_dataset("quits_when_called:make")
+    with pytest.raises(DataError, match=r"'quits_when_imported' cannot be imported \(SystemExit"):
+        load_dataset("quits_when_imported:make")
+
+
 def test_an_error_of_a_factory_is_the_cause() -> None:
     class Broken(Exception):
         pass
