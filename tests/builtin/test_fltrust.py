@@ -7,6 +7,7 @@ import pytest
 
 from federation.builtin import FLTrustAggregator
 from federation.core.types import ClientUpdate
+from federation.core.weights import Layout, Weights
 from federation.errors import RoundError
 
 
@@ -34,6 +35,21 @@ def test_opposite_and_huge_updates_move_nothing():
     start = np.zeros(3, np.float32)
     rows = np.array([[0, 0, 1], [0, 0, 2], [0, 0, -1e30], [1e30, 0, 0]], np.float32)
     assert result(rows, start).tolist() == [0, 0, 1]
+
+
+def test_a_running_variance_stays_one():
+    """Clients went half as far as the root: their differences count double, their statistics do not."""
+    layout = Layout(["w", "variance", "count"], [(2,), (1,), ()], ["float32", "float32", "int64"], buffers=["variance"])
+    updates = []
+    for name, moved, variance, count in (("root", 2, 0.5, 9), ("a", 1, 0.125, 4), ("b", 1, 0.25, 8)):
+        weights = Weights.zeros(layout)
+        for array, value in zip(weights, (moved, variance, count), strict=True):
+            array[...] = value
+        updates.append(ClientUpdate(name, weights, 5))
+    start = Weights.zeros(layout)
+    start["variance"][:] = 1
+    found = FLTrustAggregator("root").aggregate(updates, start)
+    assert [array.tolist() for array in found] == [[2, 2], [0.1875], 6]
 
 
 @pytest.mark.parametrize("others", [[], [[0, 0, -1]], [[0, 0, 0], [1, 0, 0]]])

@@ -19,7 +19,8 @@ class FLTrustAggregator(MatrixAggregator):
 
     The root client holds the small clean data set that the paper's server trains on: `root_client` is its id, and it has
     to be in every cohort. It sets direction and length, and counts itself only where no other client is trusted, that is,
-    goes in its direction at all. Buffers and integers take the same weights.
+    goes in its direction at all. Buffers and integers take the mean by trust alone: scaled to another length, a running
+    variance might be negative.
     """
 
     def __init__(self, root_client: str) -> None:
@@ -33,12 +34,18 @@ class FLTrustAggregator(MatrixAggregator):
                              f"{', ...' if len(matrix) > 6 else ''}); with FLTrust it has to be in every cohort")
         geometry = await matrix.gram()
         geometry.check_reach(matrix.client_ids)
-        coefficients = trusted(geometry.products, matrix.client_ids.index(self._root_client))
+        shares, coefficients = trusted(geometry.products, matrix.client_ids.index(self._root_client))
         await matrix.combine(coefficients.tolist(), out)
+        if unscaled := set(range(len(out))).difference(out.layout.parameters):
+            mean = Weights.zeros(out.layout)
+            await matrix.combine(shares.tolist(), mean)
+            for index in unscaled:
+                out[index][...] = mean[index]
 
 
-def trusted(products: np.ndarray, root: int) -> np.ndarray:
-    """float64[K]: what each difference counts, given the inner products of all, in that of row `root`'s direction."""
+def trusted(products: np.ndarray, root: int) -> tuple[np.ndarray, np.ndarray]:
+    """float64[K] each: the share of all trust that each row has, given the inner products of all differences, by its
+    direction and that of row `root`; and what its difference counts, scaled to that row's length."""
     lengths = np.sqrt(np.diag(products))
     moved = lengths > 0
     cosines = np.zeros(len(lengths))
@@ -48,7 +55,7 @@ def trusted(products: np.ndarray, root: int) -> np.ndarray:
     scores[root] = 0.0
     if not scores.any():
         scores[root] = 1.0
-        return scores
-    coefficients = np.zeros(len(lengths))
-    coefficients[moved] = scores[moved] / scores.sum() * lengths[root] / lengths[moved]
-    return coefficients
+        return scores, scores
+    shares, coefficients = scores / scores.sum(), np.zeros(len(lengths))
+    coefficients[moved] = shares[moved] * lengths[root] / lengths[moved]
+    return shares, coefficients
