@@ -60,6 +60,15 @@ def test_updates_at_hand_count_as_in_a_run(make):
         make().aggregate([*good, ClientUpdate("client_9", [np.full(1, np.nan, np.float32)], 5)], start)
 
 
+def test_what_is_late_leaves_a_running_variance_in_its_range():
+    """Two clients have made 0.1 of a variance of 1, one version after the other; 1 - 0.9 - 0.9 would be no variance."""
+    layout = Layout(["w", "variance"], [(1,), (1,)], ["float32", "float32"], ["variance"])
+    rule, current = FedBuffAggregator(buffer_size=1), weights(1.0, layout)
+    for staleness in (0, 1):
+        assert rule.receive(current, update(0.1, 1.0, staleness, layout))
+        assert current["variance"][0] == np.float32(0.1)
+
+
 def test_a_client_from_the_future_is_refused():
     """S-AGG-12: a version above the server's raises, with both numbers."""
     with pytest.raises(UpdateError, match=r"client_3.*version 9.*version 8"):

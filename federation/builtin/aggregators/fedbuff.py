@@ -19,8 +19,9 @@ class FedBuffAggregator(AsyncAggregator):
     """x += server_lr / K * sum(s(staleness_k) * (x_k - start_k)) once K = `buffer_size` updates are there (Algorithm 1).
 
     start_k is the version that client k started from; the sum is added to the weights as of now. s is as in FedAsync, by
-    default 1 / sqrt(1 + staleness). Buffers and integers take the mean of the differences, undiminished. Clients count
-    alike, whatever their samples. The sum is kept as float64, and is the state that survives a restart.
+    default 1 / sqrt(1 + staleness). Buffers and integers become the mean of the clients' own: added to those as of now, what
+    several clients have made of one variance would leave it negative. Clients count alike, whatever their samples. The sum
+    is kept as float64, and is the state that survives a restart.
     """
 
     def __init__(self, buffer_size: int = 10, server_lr: float = 1.0, staleness: Staleness = "polynomial",
@@ -41,15 +42,17 @@ class FedBuffAggregator(AsyncAggregator):
         share = discount(self._staleness, update.staleness, self._exponent, self._hinge)
         parameters = {weights.layout.names[index] for index in weights.layout.parameters}
         for (name, given), begun in zip(update.weights.items(), update.start, strict=True):
-            difference = given.astype(np.float64) - begun.astype(np.float64)
-            total = self._sums.setdefault(name, np.zeros(given.shape))
-            total += share * difference if name in parameters else difference
+            total, wide = self._sums.setdefault(name, np.zeros(given.shape)), given.astype(np.float64)
+            total += share * (wide - begun.astype(np.float64)) if name in parameters else wide
         self._count += 1
         if self._count < self._buffer_size:
             return False
         for name, current in weights.items():
-            rate = (self._server_lr if name in parameters else 1.0) / self._count
-            current[...] = rounded(current.astype(np.float64) + rate * self._sums[name], current.dtype)
+            if name in parameters:
+                new = current.astype(np.float64) + self._server_lr / self._count * self._sums[name]
+            else:
+                new = self._sums[name] / self._count
+            current[...] = rounded(new, current.dtype)
             self._sums[name].fill(0)
         self._count = 0
         return True
