@@ -43,6 +43,8 @@ from node_comm import Transport
 
 #: In a client's state: what compression has left out of its updates so far.
 REST = "compression.rest"
+#: What a client's own code may raise. A sys.exit in it is no end of the run.
+FAULTS = (Exception, SystemExit)
 
 
 def allocator(transport: Transport) -> Allocate:
@@ -120,7 +122,7 @@ class ClientHost:
                 break
             started, taken = time.perf_counter(), []
             for client_id, result in self._results(group, order):
-                if isinstance(result, Exception):
+                if isinstance(result, BaseException):
                     problems.append(_problem(client_id, "failed", result))
                     continue
                 try:
@@ -152,7 +154,7 @@ class ClientHost:
             with self._turn(order.client_id, order.number) as learner:
                 learner.set_weights(start)
                 result = _checked(learner.fit({**order.config, "round": order.number}), TrainResult)
-        except Exception as error:
+        except FAULTS as error:
             return Trained(problem=_problem(order.client_id, "failed", error))
         try:
             check_num_samples(order.client_id, result.num_samples)
@@ -198,7 +200,7 @@ class ClientHost:
                 continue  # what it brought is its own affair: the learner measures it on what it calls test samples
             try:
                 self._evaluate_one(client_id, order, clients, personal)
-            except Exception as error:
+            except FAULTS as error:
                 problems.append(_problem(client_id, "failed", error))
         return EvaluateReport(shards=shards.to_dict(), clients=clients.to_dict(), personal=personal.to_dict(),
                               problems=problems, seconds=time.perf_counter() - began, spans=self.spans.take())
@@ -227,7 +229,7 @@ class ClientHost:
                     learner.set_weights(self._personal_start(client_id))
                     return _checked(learner.evaluate(dict(config)), EvalResult)
             result = self._fit_one(client_id, round, config, note_round=False)
-        except Exception as error:
+        except FAULTS as error:
             raise ClientError(client_id, "".join(traceback.format_exception(error))) from error
         weights = Weights.zeros(self._start_model().layout)
         weights.copy_from(result.weights, who=client_id)
@@ -245,7 +247,7 @@ class ClientHost:
         size = self.at_once
         return (clients[first:first + size] for first in range(0, len(clients), size))
 
-    def _results(self, group: Sequence[str], order: Fit) -> Iterator[tuple[str, TrainResult | Exception]]:
+    def _results(self, group: Sequence[str], order: Fit) -> Iterator[tuple[str, TrainResult | BaseException]]:
         """What comes of these clients, each result as soon as it is there, and valid until the next; or why one failed."""
         if self.learner is None or self.at_once == 1:
             yield from ((client_id, self._result_of(client_id, order)) for client_id in group)
@@ -255,7 +257,7 @@ class ClientHost:
             try:
                 data = self._data_of(client_id, order.round)
                 turns[client_id] = Turn(data, Context(client_id, order.round, self._seed), self._personal_start(client_id))
-            except Exception as error:
+            except FAULTS as error:
                 yield client_id, error
         names, left = list(turns), set(turns)
         self.learner.client_state, self.learner.shared = {}, self._shared  # not those of the client that came before
@@ -263,18 +265,18 @@ class ClientHost:
             with self.spans.span("fit", ", ".join(names)):
                 for index, result in self.learner.fit_many(list(turns.values()), {**order.config, "round": order.round}):
                     client_id = names[index]
-                    checked = result if isinstance(result, Exception) else _checked(result, TrainResult)
+                    checked = result if isinstance(result, BaseException) else _checked(result, TrainResult)
                     left.remove(client_id)
                     yield client_id, checked
-        except Exception as error:
+        except FAULTS as error:
             yield from ((client_id, error) for client_id in names if client_id in left)
 
-    def _result_of(self, client_id: str, order: Fit) -> TrainResult | Exception:
+    def _result_of(self, client_id: str, order: Fit) -> TrainResult | BaseException:
         """What comes of one client that is trained by itself."""
         try:
             with self.spans.span("fit", client_id):
                 return self._fit_one(client_id, order.round, order.config)
-        except Exception as error:
+        except FAULTS as error:
             return error
 
     def _fit_one(self, client_id: str, round: int, config: Mapping[str, Any], note_round: bool = True) -> TrainResult:
@@ -367,6 +369,6 @@ def _checked(result: Any, wanted: type[Any]) -> Any:
     return result
 
 
-def _problem(client_id: str, kind: Any, error: Exception) -> Problem:
+def _problem(client_id: str, kind: Any, error: BaseException) -> Problem:
     details = "".join(traceback.format_exception(error)) if kind == "failed" else str(error)
     return Problem(client_id, kind, f"{type(error).__name__}: {error}", details)

@@ -184,6 +184,15 @@ def test_divergence_can_be_an_error_and_all_diverged_is_one(caplog):
     assert all(word in caplog.text for word in ("'w'", "round 4", "a diverged"))
 
 
+@pytest.mark.parametrize("fault", [KeyError("lost"), SystemExit(0)])
+def test_a_client_whose_code_raises_is_left_out(fault):
+    """Also where it ends the program, as a script does: else the run would end, with status 0 and nothing done."""
+    answers = {"a": constant([f32(1, 1)]), "b": constant([f32(3, 3)]), "c": lambda start, context: fault}
+    assert fit_and_mean({"w": f32(0, 0)}, answers)["w"].tolist() == [2, 2]
+    updates = fit_and_rows({"w": f32(0, 0)}, answers)
+    assert [update.client_id for update in updates] == ["a", "b"]
+
+
 def test_no_samples_at_all():
     """S-AGG-03: an error with round and clients; nothing becomes NaN."""
     answers = {"a": constant([f32(5, 1)], 0), "b": constant([f32(2, 8)], 0)}

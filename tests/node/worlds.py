@@ -38,7 +38,7 @@ class Answers(Learner):
     def fit(self, config=None):
         self.seen.append(dict(config or {}))
         given = self.answer(self.get_weights(), self.context)
-        if isinstance(given, Exception):
+        if isinstance(given, BaseException):
             raise given
         arrays, count = given
         return TrainResult(arrays, count, {"loss": float(count)})
