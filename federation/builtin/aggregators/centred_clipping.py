@@ -7,8 +7,8 @@ from typing import final
 
 import numpy as np
 
+from federation.builtin.aggregators.krum_scores import check_whole
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.builtin.learners.settings import whole_number_problem
 from federation.core.aggregator import MatrixAggregator
 from federation.core.gram import distances_from
 from federation.core.matrix import Matrix
@@ -24,7 +24,8 @@ class CentredClippingAggregator(MatrixAggregator):
     """
 
     def __init__(self, clip_norm: float, iterations: int = 3) -> None:
-        check_settings(whole_number_problem("iterations", iterations), clip_norm=(clip_norm, 0, math.inf))
+        check_whole("iterations", iterations, 1)
+        check_settings(clip_norm=(clip_norm, 0, math.inf))
         self._clip_norm = clip_norm
         self._iterations = iterations
 

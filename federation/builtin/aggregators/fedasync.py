@@ -7,8 +7,7 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.builtin.learners.settings import choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
 from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
 from federation.core.weights import Weights, rounded
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.builtin.learners.settings import choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
 from federation.core.aggregator import WEIGHTINGS, MeanAggregator, RoundStats, Weighting
 from federation.core.weights import Weights
 

@@ -8,8 +8,8 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.builtin.learners.settings import choice_problem, whole_number_problem
+from federation.builtin.aggregators.krum_scores import check_whole
+from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
 from federation.core.aggregator import WEIGHTINGS, MatrixAggregator, Weighting
 from federation.core.gram import Geometry, distances_from
 from federation.core.matrix import Matrix
@@ -29,9 +29,9 @@ class GeometricMedianAggregator(MatrixAggregator):
 
     def __init__(self, weighting: Weighting = "samples", max_iterations: int = 1000, tolerance: float = 1e-9,
                  smoothing: float = 1e-6) -> None:
-        check_settings([*choice_problem("weighting", weighting, WEIGHTINGS),
-                        *whole_number_problem("max_iterations", max_iterations)],
-                       tolerance=(tolerance, -0.0, 1), smoothing=(smoothing, 0, math.inf))
+        check_whole("max_iterations", max_iterations, 1)
+        check_settings(choice_problem("weighting", weighting, WEIGHTINGS), tolerance=(tolerance, -0.0, 1),
+                       smoothing=(smoothing, 0, math.inf))
         self._weighting = weighting
         self._max_iterations = max_iterations
         self._tolerance = tolerance

@@ -7,7 +7,6 @@ from typing import Literal, final
 from torch import Tensor, nn
 from torch.nn import functional
 
-from federation.builtin.learners.settings import choice_problem
 from federation.builtin.models.images import Images, check_image_shape, image_settings
 from federation.builtin.models.torch_model import TorchModel
 from federation.builtin.steps.torch_random import private_randomness
@@ -35,9 +34,9 @@ class ResNet18Model(TorchModel):
         if output_size < 2 or num_groups < 1 or 64 % num_groups:
             raise ConfigError(f"model_config: output_size={output_size} is at least 2, and num_groups={num_groups} divides "
                               "64, the number of channels of the first stage")
-        if problems := [*choice_problem("norm", norm, ("group", "batch")),
-                        *choice_problem("stem", stem, ("auto", "cifar", "imagenet"))]:
-            raise ConfigError([f"model_config: {problem}" for problem in problems])
+        for name, value, allowed in (("norm", norm, ("group", "batch")), ("stem", stem, ("auto", "cifar", "imagenet"))):
+            if value not in allowed:
+                raise ConfigError(f"model_config.{name}: {value!r} is not one of {', '.join(allowed)}")
         small = input_shape[1] <= SMALL if stem == "auto" else stem == "cifar"
         with private_randomness(seed):
             module = _ResNet(input_shape, output_size, num_groups if norm == "group" else 0, small)
