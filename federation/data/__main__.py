@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case "fetch":
                 _fetch(parser, arguments.name, arguments.root, _options(parser, arguments.option))
             case "check":
-                _check(parser, arguments.name, arguments.root)
+                return _check(parser, arguments.name, arguments.root)
             case "list":
                 _list()
             case "preview":
@@ -72,10 +72,12 @@ def _fetch(parser: argparse.ArgumentParser, name: str, root: Path, options: dict
             print(f"{path} is there")
 
 
-def _check(parser: argparse.ArgumentParser, name: str, root: Path) -> None:
+def _check(parser: argparse.ArgumentParser, name: str, root: Path) -> int:
+    """Status 1 where there is nothing at all; a part of the files may be all that is wanted."""
     if name not in CATALOGUE or not CATALOGUE[name].downloads:
         parser.error(f"no digests are known of {name!r}; they are of "
                      f"{', '.join(key for key, entry in CATALOGUE.items() if entry.downloads)}")
+    status = 1
     for wanted in CATALOGUE[name].downloads:
         path = root / CATALOGUE[name].folder / wanted.file
         if not path.is_file():
@@ -83,6 +85,8 @@ def _check(parser: argparse.ArgumentParser, name: str, root: Path) -> None:
             continue
         check_digest(path, wanted.digest)
         print(f"{path} is as it was published")
+        status = 0
+    return status
 
 
 def _list() -> None:

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from federation.errors import FederationError
 from federation.node.protocol import FitReport
 from federation.node.proxy import ClientProxy
 
@@ -88,6 +89,7 @@ def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[
 
     A client in `homes` goes to its own rank whatever the load. One in `preferred`, whose state is on that rank already,
     goes there as long as the rank stays within an equal share of the whole cost. Every rank has an entry, empty where it idles.
+    Raises FederationError for a client in `homes` whose rank is not there.
     The policy `last_rank` is the worst case, for tests: all clients on the last rank, shortest first.
     """
     shares: dict[int, list[str]] = {rank: [] for rank in ranks}
@@ -95,6 +97,8 @@ def place(costs: Mapping[str, float], homes: Mapping[str, int], ranks: Sequence[
     free = []
     for client_id, cost in costs.items():
         if client_id in homes:
+            if homes[client_id] not in shares:
+                raise FederationError(f"{client_id} is not connected any more: get_connected_clients says who is")
             shares[homes[client_id]].append(client_id)
             load[homes[client_id]] += cost
         else:

@@ -182,7 +182,7 @@ def test_the_command(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.M
     publisher.files["/a.bin"] = CONTENT
     entry = Entry("mnist", (Download("a.bin", (publisher.url("/a.bin"),), sha256(CONTENT)),))
     monkeypatch.setattr("federation.data.__main__.CATALOGUE", {**CATALOGUE, "mnist": entry})
-    assert main(["check", "mnist", "--root", str(tmp_path)]) == 0
+    assert main(["check", "mnist", "--root", str(tmp_path)]) == 1
     assert main(["fetch", "mnist", "--root", str(tmp_path)]) == 0
     assert main(["check", "mnist", "--root", str(tmp_path)]) == 0
     said = capsys.readouterr().out

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from federation.errors import FederationError
 from federation.node.placement import Costs, place
 from federation.node.proxy import natural
 
@@ -33,6 +35,12 @@ def test_the_longest_rank_is_near_the_best(costs, ranks):
                for ranks_of in itertools.product(range(ranks), repeat=min(len(costs), 6))) if len(costs) <= 6 else None
     if best is not None:
         assert longest <= (4 / 3 - 1 / (3 * ranks)) * best * (1 + 1e-9)
+
+
+def test_a_client_that_has_left_is_named():
+    """In a program of one's own, which asks for results of those who were there before."""
+    with pytest.raises(FederationError, match="client_7 is not connected any more"):
+        place({"client_7": 1.0}, {"client_7": 4}, [1, 2])
 
 
 def test_costs_follow_measurement():
