@@ -476,7 +476,7 @@ def test_a_value_where_a_section_belongs_is_not_hidden_by_an_override(problems):
     assert len(problems("seed: 1\n", overrides=["data=mnist", "data.root=/x"])) == 1
 
 
-@pytest.mark.parametrize("mode", ["auto", "serial", "parallel", "mpi", "client"])
+@pytest.mark.parametrize("mode", ["auto", "serial", "parallel", "mpi", "client"], ids="mode {}".format)
 def test_only_a_server_of_a_network_has_no_data(mode):
     """Elsewhere nobody could train: the run would wait a minute for clients, and say that none came."""
     text = {"data": {"enabled": False}, "mode": mode, "client_id": 0,
