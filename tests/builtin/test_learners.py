@@ -25,7 +25,7 @@ from federation.builtin.steps.torch_losses import weighted_loss
 from federation.core.learner import Context
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError
-from tests.builtin.torch_parts import batches, make_data, plain_mlp, plain_training
+from tests.builtin.torch_parts import Characters, batches, make_data, plain_mlp, plain_training
 
 
 def a_learner(**settings):
@@ -323,6 +323,19 @@ def test_gradients_are_clipped_before_the_step(clip_norm, weight_decay):
     assert result.metrics["train_loss"] == pytest.approx(loss)
     free, _ = trained(a_learner(**settings), data)
     assert (free.sha256() == weights.sha256()) == (clip_norm == 1e6)
+
+
+@pytest.mark.parametrize(("learner", "settings"), [(DefaultLearner, {}), (DefaultLearner, {"clip_norm": 0.05}),
+                                                  (FedProxLearner, {"mu": 0.5})])
+def test_sparse_gradients_are_clipped_and_corrected_as_others(learner, settings):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        module = Characters()
+        module.embedding.sparse = sparse
+        made = learner(TorchModel(module), make_data(40, (13,), 5), batch_size=8, **settings)
+        found.append(np.concatenate([array.reshape(-1) for array in made.fit().weights]))
+    assert np.allclose(found[0], found[1], rtol=1e-5, atol=1e-7)
 
 
 def test_one_clipped_step_has_the_length_that_was_asked_for():

@@ -29,7 +29,8 @@ class Adjustment:
 
     def __call__(self, gradients: Sequence[torch.Tensor | None]) -> Sequence[torch.Tensor | None]:
         """New tensors; autograd's own are left as they are, since two of them may be one."""
-        given = [gradient for gradient in gradients if gradient is not None]
+        # An Embedding's gradients may be sparse, which norms and sums of lists do not take.
+        given = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients if gradient is not None]
         if self._clip_norm is not None and given:
             given = _clipped(given, self._clip_norm)
         if not self._corrects:
