@@ -133,8 +133,10 @@ class Int8(Codec):
         found, begin = [], 0
         for size in self._sizes:
             values = begin + 4 * self._blocks(size)
-            scales = np.repeat(data[begin:values].view("<f4").astype(np.float32) / self.TOP, self.BLOCK)[:size]
-            found.append(scales * data[values:values + size].view(np.int8))
+            steps = data[begin:values].view("<f4").astype(np.float32) / self.TOP
+            with np.errstate(over="ignore"):  # 127 steps of the largest float32 may be rounded to infinity
+                steps = np.where(np.isinf(steps * self.TOP), np.nextafter(steps, np.float32(0)), steps)
+            found.append(np.repeat(steps, self.BLOCK)[:size] * data[values:values + size].view(np.int8))
             begin = values + size
         return found
 

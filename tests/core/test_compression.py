@@ -59,6 +59,16 @@ def test_int8_rounds_to_a_neighbour_and_is_right_in_the_mean(scale):
     assert (np.abs(total / tries - change) <= 5 * 0.5 / np.sqrt(tries) * steps + 1e-45).all()
 
 
+def test_int8_of_the_largest_float_is_finite():
+    """A 127th of it, times 127, is rounded to infinity; other scales are as they were."""
+    top = np.finfo(np.float32).max
+    change = np.concatenate([np.full(Int8.BLOCK, -top), np.full(Int8.BLOCK, np.float32(3))]).astype(np.float32)
+    [found] = through(Int8([change.size]), change)
+    assert np.isfinite(found).all()
+    assert np.allclose(found, change, rtol=1e-6)
+    assert (found[Int8.BLOCK:] == np.float32(3) / np.float32(127) * np.float32(127)).all()
+
+
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0.01, 1.0))
 def test_topk_sends_the_largest_and_of_equals_the_first(values, fraction):
     change = np.array(values, np.float32)
