@@ -108,7 +108,7 @@ def test_fedbuff_goes_on_from_its_state():
     assert current.sha256() == again.sha256()
 
 
-@pytest.mark.parametrize(("settings", "name"), [(dict(mixing=0), "mixing"), (dict(mixing=1.5), "mixing"),
+@pytest.mark.parametrize(("settings", "name"), [(dict(mixing=0), "mixing"), (dict(mixing=1.5), "mixing=1.5 .* at most 1"),
                                                 (dict(exponent=0), "exponent"), (dict(hinge=-1), "hinge"),
                                                 (dict(staleness="poly"), "staleness")])
 def test_settings_that_cannot_be(settings, name):

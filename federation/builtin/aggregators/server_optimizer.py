@@ -114,6 +114,6 @@ def check_settings(problems: Sequence[str] = (), **numbers: tuple[float, float, 
         lets_equal = above == 0 and math.copysign(1, above) < 0
         if not (above < value < below or (lets_equal and value == above)):
             found.append(f"{name}={value!r} is not a number {'of at least' if lets_equal else 'above'} {abs(above):g}"
-                         + (f" and below {below:g}" if below < math.inf else ""))
+                         + (f" and {'at most' if below > round(below) else 'below'} {below:g}" if below < math.inf else ""))
     if found:
         raise ConfigError([f"aggregator_config: {problem}" for problem in found])
