@@ -7,8 +7,9 @@ from typing import final
 
 import numpy as np
 
-from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
+from federation.core.problems import choice_problem
 from federation.core.weights import Weights, rounded
 
 

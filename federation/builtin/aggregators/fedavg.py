@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.aggregator import WEIGHTINGS, MeanAggregator, RoundStats, Weighting
+from federation.core.problems import choice_problem
 from federation.core.weights import Weights
 
 

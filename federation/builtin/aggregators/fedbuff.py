@@ -9,8 +9,9 @@ from typing import Any, final
 import numpy as np
 
 from federation.builtin.aggregators.krum_scores import check_whole
-from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
+from federation.core.problems import choice_problem
 from federation.core.weights import Weights, rounded
 
 

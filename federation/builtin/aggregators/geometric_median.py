@@ -9,10 +9,11 @@ from typing import final
 import numpy as np
 
 from federation.builtin.aggregators.krum_scores import check_whole
-from federation.builtin.aggregators.server_optimizer import check_settings, choice_problem
+from federation.builtin.aggregators.server_optimizer import check_settings
 from federation.core.aggregator import WEIGHTINGS, MatrixAggregator, Weighting
 from federation.core.gram import Geometry, distances_from
 from federation.core.matrix import Matrix
+from federation.core.problems import choice_problem
 from federation.core.weights import Weights
 
 

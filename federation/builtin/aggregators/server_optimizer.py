@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypedDict
 import numpy as np
 
 from federation.core.aggregator import WEIGHTINGS, MeanAggregator, RoundStats, Weighting
+from federation.core.problems import choice_problem
 from federation.core.schedule import Schedule
 from federation.core.weights import Layout, Weights, rounded
 from federation.errors import ConfigError
@@ -99,11 +100,6 @@ class ServerOptimizer(MeanAggregator):
             elif {name: array.size for name, array in arrays.items()} != sizes:
                 raise ValueError(f"{type(self).__name__}: {slot} belongs to another model: it has "
                                  f"{', '.join(arrays)}, the model has {', '.join(sizes)}")
-
-
-def choice_problem(name: str, value: object, allowed: Sequence[str]) -> list[str]:
-    """[] for one of `allowed`, else one sentence."""
-    return [] if value in allowed else [f"{name}={value!r} is not one of {', '.join(allowed)}"]
 
 
 def check_settings(problems: Sequence[str] = (), **numbers: tuple[float, float, float]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack, final
 
-from federation.builtin.learners.settings import whole_number_problem
 from federation.builtin.learners.stepped import SteppedLearner, SteppedSettings, Task
 from federation.builtin.steps.contract import GroupedModel, GroupSteps, Member
 from federation.core.learner import Turn
 from federation.core.model import Model
+from federation.core.problems import whole_number_problem
 from federation.core.types import TrainResult
 from federation.errors import ConfigError
 

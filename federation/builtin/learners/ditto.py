@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Unpack, final
 
-from federation.builtin.learners.settings import number_problem, whole_number_problem
 from federation.builtin.learners.stepped import SteppedLearner, SteppedSettings, Task
 from federation.builtin.steps.contract import Correction
 from federation.core.model import Model
+from federation.core.problems import number_problem, whole_number_problem
 from federation.core.types import TrainResult
 from federation.core.weights import Weights
 from federation.errors import ConfigError

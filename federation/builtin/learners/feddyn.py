@@ -6,10 +6,10 @@ from typing import Any, Unpack, final
 
 import numpy as np
 
-from federation.builtin.learners.settings import number_problem
 from federation.builtin.learners.stepped import SteppedLearner, SteppedSettings, Task
 from federation.builtin.steps.contract import Correction
 from federation.core.model import Model
+from federation.core.problems import number_problem
 from federation.core.types import TrainResult
 from federation.errors import ConfigError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Unpack, final
 
-from federation.builtin.learners.settings import number_problem
 from federation.builtin.learners.stepped import SteppedLearner, SteppedSettings, Task
 from federation.builtin.steps.contract import Correction
 from federation.core.model import Model
+from federation.core.problems import number_problem
 from federation.core.types import TrainResult
 from federation.errors import ConfigError
 

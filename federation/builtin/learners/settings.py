@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
+from federation.core.problems import number_problem, whole_number_problem
 
 #: What the engine adds to a `config`; `metrics` are the names of those that the aggregator needs.
 CONTEXT = ("round", "client_id", "metrics")
@@ -74,23 +73,3 @@ def overrides(config: Mapping[str, Any] | None, known: Sequence[str]) -> dict[st
             raise ValueError(f"config: unknown key {name!r}{f'; did you mean {near[0]}?' if near else ''} "
                              f"(known: epochs, {', '.join(known)}; other settings are the constructor's)")
     return given
-
-
-def whole_number_problem(name: str, value: object) -> list[str]:
-    """[] for an integer of at least 1, else one sentence."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1:
-        return []
-    return [f"{name}={value!r} is not a whole number of at least 1"]
-
-
-def number_problem(name: str, value: object) -> list[str]:
-    """[] for a finite number of at least 0, else one sentence."""
-    is_real = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    if is_real and 0 <= value < math.inf:  # type: ignore[operator]
-        return []
-    return [f"{name}={value!r} is not a number of at least 0"]
-
-
-def choice_problem(name: str, value: object, allowed: Sequence[str]) -> list[str]:
-    """[] for one of `allowed`, else one sentence."""
-    return [] if value in allowed else [f"{name}={value!r} is not one of {', '.join(allowed)}"]

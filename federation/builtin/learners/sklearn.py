@@ -8,9 +8,10 @@ from typing import Any, Protocol, cast, final
 
 import numpy as np
 
-from federation.builtin.learners.settings import metrics_wanted, number_problem, overrides, whole_number_problem
+from federation.builtin.learners.settings import metrics_wanted, overrides
 from federation.core.learner import Learner
 from federation.core.model import Model
+from federation.core.problems import number_problem, whole_number_problem
 from federation.core.types import EvalResult, TrainResult
 from federation.data.client_data import ClientData, builtin_sample
 from federation.errors import ConfigError

@@ -10,16 +10,11 @@ from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
-from federation.builtin.learners.settings import (
-    FitSettings,
-    choice_problem,
-    metrics_wanted,
-    number_problem,
-    whole_number_problem,
-)
+from federation.builtin.learners.settings import FitSettings, metrics_wanted
 from federation.builtin.steps.contract import Correction, Precision, SteppedModel, StepSettings
 from federation.core.learner import Learner
 from federation.core.model import Model
+from federation.core.problems import choice_problem, number_problem, whole_number_problem
 from federation.core.schedule import Schedule
 from federation.core.types import EvalResult, TrainResult
 from federation.data.client_data import ClientData, builtin_sample
