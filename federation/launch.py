@@ -25,6 +25,7 @@ from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
 from federation.infra.watchdog import Watchdog
 from node_comm import CommError, Transport, launchers
+from node_comm.output import flush_output
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def report(error: BaseException, rank: int = 0) -> int:
             text = "".join(traceback.format_exception(error))
             print(f"{who}{redact(text)}", file=sys.stderr)
             status = FAILED
-    _flush()
+    flush_output()
     return status
 
 
@@ -269,19 +270,10 @@ def _set_threads(config: Config, workers: int) -> None:
 
 def leave(status: int) -> NoReturn:
     """End the process now, also when a client is still training on its thread (after a signal, or a failure)."""
-    _flush()
+    flush_output()
     if status == DONE:
         sys.exit(DONE)
     os._exit(status)
-
-
-def _flush() -> None:
-    for stream in (sys.stderr, sys.stdout):
-        try:
-            if stream is not None:  # as in a process that was started without
-                stream.flush()
-        except OSError:  # nobody reads it any more, which must not change the exit status
-            pass
 
 
 if __name__ == "__main__":

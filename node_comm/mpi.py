@@ -8,7 +8,6 @@ Importing this module loads no MPI; `connect` does, which initialises it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import os
@@ -28,6 +27,7 @@ from node_comm.arrays import Into, as_bytes, describe, destination, packed
 from node_comm.bells import Bells, Location
 from node_comm.errors import AddressError, CommError, Disconnected, Unavailable
 from node_comm.mpi_thread import OperationThread
+from node_comm.output import flush_output
 from node_comm.transport import Operation, Received, Transport
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class MPITransport(Transport):
     async def gather(self, buffer: np.ndarray, out: Sequence[np.ndarray] | None = None, root: int = 0) -> None:
         call = gather_call(self.rank, self.size, buffer, out, root)
         flat = _NOTHING if call.problem else as_bytes(packed(buffer))
-        targets = [as_bytes(target) for target in ([] if out is None else out) if self.rank == root and not call.problem]
+        targets = [as_bytes(target) for target in out] if out is not None and self.rank == root and not call.problem else []
         await self._collective(self._collectives.gather(call, flat, targets))
 
     async def alltoall(self, buffers: Sequence[np.ndarray], out: Sequence[np.ndarray]) -> None:
@@ -364,9 +364,7 @@ class MPITransport(Transport):
 
         At once, but for the moment in which the others are told; some seconds where one does not hear.
         """
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed, or its reader is gone: the job must end anyway
-                stream.flush()
+        flush_output()
         status = status if 1 <= status <= 125 else 1
         if self.recoverable and (self._agreed is not None or self._end_together()):
             os._exit(status)
