@@ -17,6 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+#: What code of a user's own may raise. A sys.exit in it, as in a script, is no end of the run.
+FAULTS = (Exception, SystemExit)
+
 
 class FederationError(Exception):
     """Base of every error of this package."""

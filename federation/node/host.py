@@ -24,7 +24,7 @@ from federation.core.updates import check_num_samples
 from federation.core.weights import Allocate, Layout, Weights
 from federation.data.client_data import ClientData
 from federation.data.manager import DataManager, Part
-from federation.errors import ClientError, Diverged, FederationError, UpdateError
+from federation.errors import FAULTS, ClientError, Diverged, FederationError, UpdateError
 from federation.infra.trace import Spans
 from federation.node.client_state import ClientStates
 from federation.node.protocol import (
@@ -43,8 +43,6 @@ from node_comm import Transport
 
 #: In a client's state: what compression has left out of its updates so far.
 REST = "compression.rest"
-#: What a client's own code may raise. A sys.exit in it is no end of the run.
-FAULTS = (Exception, SystemExit)
 
 
 def allocator(transport: Transport) -> Allocate:

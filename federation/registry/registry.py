@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from federation.builtin.table import COMPONENTS
 from federation.config_value import suggestion
-from federation.errors import ConfigError
+from federation.errors import FAULTS, ConfigError
 
 KINDS = ("trainer", "learner", "aggregator", "model")
 ENTRY_POINTS = "federation.components"
@@ -146,7 +146,7 @@ def _import_file(plugin: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         del sys.modules[name]
         raise _failed(f"plugin {plugin!r}", error) from error
     return module
@@ -155,11 +155,11 @@ def _import_file(plugin: str) -> ModuleType:
 def _import(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         raise _failed(what, error) from error
 
 
-def _failed(what: str, error: Exception | SystemExit) -> ConfigError:
+def _failed(what: str, error: BaseException) -> ConfigError:
     """One sentence for an import that raised: what to install where that is the cause, else the error itself."""
     if isinstance(error, ConfigError):
         return ConfigError([f"{what}: {problem}" for problem in error.problems])

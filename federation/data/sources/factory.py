@@ -10,7 +10,7 @@ from typing import Any
 from federation.data.dataset import Dataset
 from federation.data.formats.raw import Content, Samples
 from federation.data.provider import DataProvider, Request
-from federation.errors import DataError
+from federation.errors import FAULTS, DataError
 
 
 def factory(request: Request, settings: Mapping[str, Any]) -> DataProvider:
@@ -22,7 +22,7 @@ def _called(name: str, settings: Mapping[str, Any]) -> Content | Dataset:
     function = _import(name)
     try:
         result = function(**settings)
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         raise DataError(f"{name} raised {type(error).__name__}: {error}") from error
     if isinstance(result, Dataset | Content):
         return result
@@ -38,7 +38,7 @@ def _import(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         raise DataError(f"data set {name}: {module_name!r} cannot be imported ({type(error).__name__}: {error}); "
                         f"expected package.module:factory, with the module on the Python path") from error
     function: Callable[..., Any] | None = getattr(module, attribute, None)
