@@ -126,12 +126,7 @@ class OpenServerNode(ServerNode):
             except CommError as error:
                 raise self._interrupted(order.round, rank, error) from error
 
-        try:
-            await _all(map(add, self._contributors))
-        except RoundError:
-            # What has begun to come of a late sum is added to this one to its end, so the next round's has other memory.
-            self.host.updates.forget(self.host.allocate)
-            raise
+        await _all(map(add, self._contributors))
         return total
 
     async def fetch_row(self, fetch: FetchUpdate, rank: int, out: Weights) -> Mapping[str, Any]:
