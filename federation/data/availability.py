@@ -11,7 +11,6 @@ import csv
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, final
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from federation.core.random import stream
 from federation.data.draws import uniforms
-from federation.data.sampling import Pool, check_cohort_size, draw_cohort, pool_of
+from federation.data.sampling import Pool, as_written, check_cohort_size, draw_cohort, pool_of
 from federation.errors import ConfigError, DataError
 
 HEADER = ["client", "start", "end"]
@@ -48,7 +47,8 @@ class AvailableSampler:
     def __call__(self, seed: int, round: int, clients: np.ndarray | Pool, cohort_size: int) -> np.ndarray:
         sizes = pool_of(clients).sizes
         check_cohort_size(len(sizes), cohort_size, int(np.count_nonzero(sizes)))
-        time = float(_as_written(self.round_length) * (round - 1))
+        # A product of floats may fall short of where an interval begins.
+        time = float(as_written(self.round_length) * (round - 1))
         available = self.availability.at(seed, time, len(sizes)) & (sizes > 0)
         eligible = np.flatnonzero(available)
         return draw_cohort(seed, round, len(sizes), cohort_size, eligible) if len(eligible) else eligible
@@ -111,15 +111,10 @@ class Trace:
         if self.clients.max() >= num_clients:
             raise ConfigError(f"{self.source}: client {self.clients.max()} is not among the {num_clients} clients of "
                               f"this run, 0 to {num_clients - 1}: change num_clients, or the trace")
-        now = time if self.period is None else float(_as_written(time) % _as_written(self.period))
+        now = time if self.period is None else float(as_written(time) % as_written(self.period))
         available = np.zeros(num_clients, bool)
         available[self.clients[(self.starts <= now) & (now < self.ends)]] = True
         return available
-
-
-def _as_written(value: float) -> Fraction:
-    """The decimal number that `value` is written as: a product of floats may fall short of where an interval begins."""
-    return Fraction(str(value))
 
 
 def read_trace(path: str | Path, period: float | None = None) -> Trace:

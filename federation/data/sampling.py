@@ -87,9 +87,14 @@ def exact_fraction(value: object) -> Fraction | None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | Decimal | Fraction | np.number):
         return None
     try:
-        return Fraction(str(value))
+        return as_written(value)
     except ValueError:  # nan, inf, complex
         return None
+
+
+def as_written(number: object) -> Fraction:
+    """The decimal number that `number` is written as, exactly; ValueError for what is not a finite real number."""
+    return Fraction(str(number))
 
 
 def exact_share(value: object, name: str) -> Fraction:
