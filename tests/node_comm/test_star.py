@@ -21,14 +21,10 @@ from node_comm.grpc_channel import METHOD, SERVICE, VERSION, Certificates
 from node_comm.grpc_client import GrpcClient, Refused, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
 from node_comm.link import WINDOW
-from node_comm.message import Message
 from node_comm.node import Node
 from node_comm.wire import PIECE_BYTES, Adding, Outgoing, Sink
+from tests.node_comm.contract import Word
 from tests.system.proxy import Proxy
-
-
-class Word(Message, frozen=True):
-    """What nodes say to each other here."""
 
 
 def free_port() -> int:
