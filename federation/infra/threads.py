@@ -1,4 +1,4 @@
-"""How many compute threads a process uses, one by default, and by which rules: so that results do not depend on the machine."""
+"""How many compute threads a process uses, one by default: so that results do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from federation.errors import ConfigError
+from federation.infra.libraries import prepare
 
 logger = logging.getLogger(__name__)
 
-#: Without it, products of MKL, torch's BLAS on x86, may depend in their last bits on where in memory their factors lie: on AMD's
-#: processors they do (Intel, Conditional Numerical Reproducibility; STRICT is for any alignment).
-_PRODUCTS = ("MKL_CBWR", "AUTO,STRICT")
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -63,7 +61,7 @@ def apply_threads(count: int, environ: MutableMapping[str, str] | None = None) -
     target = os.environ if environ is None else environ
     for name in _VARIABLES:
         target[name] = str(count)
-    fix_products(target)
+    prepare(target)
     in_use: dict[str, int] = {}
     if importlib.util.find_spec("threadpoolctl") is not None:
         threadpoolctl: Any = importlib.import_module("threadpoolctl")
@@ -77,14 +75,6 @@ def apply_threads(count: int, environ: MutableMapping[str, str] | None = None) -
         in_use["torch"] = torch.get_num_threads()
     logger.info("threads: %d a process (%s)", count, ", ".join(f"{k} {v}" for k, v in in_use.items()) or "none loaded")
     return in_use
-
-
-def fix_products(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have the same factors give the same product wherever they lie, in this process and in those it starts.
-
-    A setting of the user's own stays. MKL looks once: at its first use, or product.
-    """
-    environ.setdefault(*_PRODUCTS)
 
 
 def _from_environment(environ: Mapping[str, str]) -> int | None:

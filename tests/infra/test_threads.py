@@ -108,10 +108,5 @@ def test_the_number_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         apply_threads(1, environ)
     assert caplog.messages[-1].startswith("threads: 1 a process")
-    assert environ == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
-
-
-def test_a_rule_for_products_that_the_user_has_set_stays() -> None:
-    environ = {"MKL_CBWR": "COMPATIBLE"}
-    apply_threads(1, environ)
-    assert environ["MKL_CBWR"] == "COMPATIBLE"
+    assert environ == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT",
+                       "THP_MEM_ALLOC_ENABLE": "1"}

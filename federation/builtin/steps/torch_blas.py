@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from federation.infra.threads import fix_products
+from federation.infra.libraries import prepare
 
-fix_products()  # in a program without an engine, too: this is imported with the first model, before anything is computed
+prepare()  # in a program without an engine, too: this is imported with the first model, before anything is computed
 
 #: The library of torch's that has it, or needs the one that has: as on Linux, as on macOS.
 _LIBRARIES = ("libtorch_cpu.so", "libtorch_cpu.dylib")
