@@ -46,7 +46,7 @@ class Recorder:
         if self.progress is not None:
             self.progress.update(row)
         self._wall_time.end_round()
-        self._shortage = self._wall_time.shortage(self._longest_write)
+        self._shortage = self._shortage_of_time()
 
     def check_time(self) -> None:
         """Before a round: raise OutOfTime where the job has no time for it. All that was trained is in a checkpoint."""
@@ -58,7 +58,7 @@ class Recorder:
 
     def has_time(self) -> bool:
         """Whether the job has time for another round after the one that is not recorded yet, as far as that is known."""
-        return self._shortage is None and self._wall_time.shortage(self._longest_write, under_way=True) is None
+        return self._shortage is None and self._shortage_of_time(under_way=True) is None
 
     def is_due(self, number: int, *, last: bool = False) -> bool:
         """Whether round `number` ends with a checkpoint."""
@@ -113,9 +113,10 @@ class Recorder:
                 if self.monitor is not None:
                     self.monitor.close()
 
-    @property
-    def _longest_write(self) -> float:
-        return self.checkpoints.longest_write if self.checkpoints is not None else 0.0
+    def _shortage_of_time(self, under_way: bool = False) -> str | None:
+        """See WallTime.shortage."""
+        longest_write = self.checkpoints.longest_write if self.checkpoints is not None else 0.0
+        return self._wall_time.shortage(longest_write, self.tracker.patience, under_way)
 
     def _metric(self) -> Any:
         """What the best checkpoint is chosen by."""

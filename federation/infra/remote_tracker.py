@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -28,6 +29,8 @@ class Background:
     FederationError: at once when it does not start within 30 s, else at the next call. So are rounds that are lost
     because the tracker does not keep up.
     """
+
+    patience = _PATIENCE_S
 
     def __init__(self, name: str, make: Callable[[], Tracker], required: bool) -> None:
         self._name = name
@@ -100,11 +103,13 @@ class Background:
 
 
 class MlflowTracker:
-    """One MLflow run. A resumed run is a run of its own, tagged with the round that it goes on from.
+    """One MLflow run, for Background. A resumed run is a run of its own, tagged with the round that it goes on from.
 
     uri: of the tracking server or database; default: a database file in `folder`. The experiment is created where
     it does not exist, also when two jobs do that in the same moment.
     """
+
+    patience = math.inf
 
     def __init__(
         self, folder: Path, uri: str | None = None, experiment: str = "federation", run_name: str | None = None
@@ -141,10 +146,12 @@ class MlflowTracker:
 
 
 class WandbTracker:
-    """One Weights & Biases run. A resumed run is a run of its own, with `resumed_from_round` in its config.
+    """One Weights & Biases run, for Background. A resumed run is a run of its own, with `resumed_from_round` in its config.
 
     mode: online, offline or disabled; default: what wandb's own settings say.
     """
+
+    patience = math.inf
 
     def __init__(
         self,

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 class Tracker(Protocol):
     """Takes one mapping of metrics a round. Nested mappings are flattened: `seconds/fit`."""
 
+    #: The most seconds for which `close` waits for somebody else.
+    patience: float
+
     def log(self, round: int, metrics: Mapping[str, Any]) -> None:
         """Record `metrics` at step `round`. Text and None are no scalars and are not sent; NaN is."""
 
@@ -34,6 +37,8 @@ class Tracker(Protocol):
 class NoTracker:
     """Records nothing."""
 
+    patience = 0.0
+
     def log(self, round: int, metrics: Mapping[str, Any]) -> None:
         pass
 
@@ -46,6 +51,8 @@ class NoTracker:
 
 class TensorBoardTracker:
     """One event file in `folder`, which appears with the first round and is gone on with after a resume."""
+
+    patience = 0.0
 
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
@@ -102,6 +109,7 @@ class Guarded:
         self._name = name
         self._tracker = tracker
         self._required = required
+        self.patience = tracker.patience
 
     def log(self, round: int, metrics: Mapping[str, Any]) -> None:
         self._attempt(lambda: self._tracker.log(round, metrics))

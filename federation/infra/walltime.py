@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 RECENT_ROUNDS = 25
 #: By how much a round may be longer than those before it.
 MARGIN = 1.5
-#: Seconds for the end of all processes after the last checkpoint.
+#: Seconds for the end of all processes after the last checkpoint, where nobody outside the job is waited for.
 RESERVE = 10.0
 #: Seconds that Slurm's controller has to answer.
 PATIENCE = 10.0
@@ -56,21 +56,22 @@ class WallTime:
             self._rounds.append(now - self._last)
             self._last = now
 
-    def shortage(self, checkpoint_seconds: float = 0.0, under_way: bool = False) -> str | None:
+    def shortage(self, checkpoint_seconds: float = 0.0, end_seconds: float = 0.0, under_way: bool = False) -> str | None:
         """Why another round and its checkpoint do not fit any more, in words; None while they do.
 
         checkpoint_seconds: the longest time that writing a checkpoint has taken. Before a round was measured, any fits.
+        end_seconds: what the end of the run may take beyond that of its processes.
         under_way: the round that is measured now counts, with the time that it has taken so far.
         """
         now = self._clock()
         rounds = [*self._rounds, *([now - self._last] if under_way and self._last is not None else [])]
         if self._end is None or not rounds:
             return None
-        left, longest = self._end - now, max(rounds)
-        if left >= MARGIN * (longest + checkpoint_seconds) + RESERVE:
+        left, longest, end = self._end - now, max(rounds), RESERVE + end_seconds
+        if left >= MARGIN * (longest + checkpoint_seconds) + end:
             return None
         return (f"the job's time: {left:.0f} s are left, and a round takes up to {longest:.1f} s, a checkpoint "
-                f"{checkpoint_seconds:.1f} s")
+                f"{checkpoint_seconds:.1f} s, the end of the run {end:.0f} s")
 
 
 def seconds_left(environ: Mapping[str, str], ask: Callable[[str], str] | None = None,

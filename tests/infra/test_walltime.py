@@ -11,6 +11,7 @@ import pytest
 from federation.core.weights import Weights
 from federation.infra.checkpoint import Checkpoints, Snapshot
 from federation.infra.recorder import Recorder
+from federation.infra.tracker import NoTracker
 from federation.infra.walltime import MARGIN, RECENT_ROUNDS, RESERVE, OutOfTime, WallTime, parse_time, seconds_left
 
 
@@ -46,6 +47,9 @@ def test_a_round_fits_until_it_does_not():
     for part in (f"{needed:.0f} s are left", "20.0 s", "4.0 s"):
         assert part in str(wall_time.shortage(4))
     assert wall_time.shortage(3) is None
+    clock.now = 1000 + 60
+    assert wall_time.shortage(4, end_seconds=40) is None
+    assert wall_time.shortage(4, end_seconds=40.001) is not None
 
 
 def test_nothing_is_stopped_without_a_limit_or_a_measurement():
@@ -154,7 +158,7 @@ def test_squeue_is_called_as_documented(tmp_path, monkeypatch):
 
 
 def test_the_recorder_keeps_a_checkpoint_of_the_last_round_that_fits(tmp_path):
-    """Out of turn (every=1000), and before it stops the trainer; without checkpoints nothing stops it."""
+    """Out of turn (every=1000), and before it stops the trainer."""
     clock = Clock()
     checkpoints = Checkpoints(tmp_path, every=1000, asynchronous=False)
     recorder = Recorder(checkpoints=checkpoints, wall_time=WallTime(44, clock))
@@ -173,6 +177,23 @@ def test_the_recorder_keeps_a_checkpoint_of_the_last_round_that_fits(tmp_path):
     assert recorder.checkpoint_now(None) == tmp_path / "round_000002.h5"
     recorder.close()
 
+
+@pytest.mark.parametrize(("patience", "is_last"), [(0.0, False), (30.0, True)])
+def test_a_tracker_has_time_to_send_the_rest(tmp_path, patience, is_last):
+    """A second round of 10 s would end 33 s before the job's time is up: too little where a server may be slow for 30 s."""
+    clock, tracker = Clock(), NoTracker()
+    tracker.patience = patience
+    recorder = Recorder(tracker=tracker, wall_time=WallTime(53, clock), checkpoints=Checkpoints(tmp_path, every=1000))
+    recorder.check_time()
+    clock.now += 10
+    assert recorder.has_time() != is_last
+    recorder.record({"round": 1})
+    assert recorder.is_due(1) == is_last
+    recorder.close()
+
+
+def test_without_checkpoints_nothing_stops_a_run():
+    clock = Clock()
     bare = Recorder(wall_time=WallTime(44, clock))
     bare.check_time()
     clock.now += 1000
