@@ -231,5 +231,5 @@ def _ranked(snapshot: Snapshot, metric: float | None) -> Snapshot:
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
     for path in folder.glob("round_*.h5"):
         match = _NAME.fullmatch(path.name)
-        if match is not None:
+        if match is not None and path.is_file():
             yield int(match[1]), path

@@ -63,6 +63,19 @@ def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path, asynchrono
     assert rounds(tmp_path) == [2, 5]
 
 
+def test_a_folder_of_a_checkpoint_s_name_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is neither gone on from nor tidied away, and keeps nothing else from being so."""
+    (tmp_path / "round_000099.h5").mkdir()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for number in (1, 2):
+            checkpoints.save(snapshot(number))
+        found = checkpoints.latest()
+    assert found is not None
+    assert found[1].round == 2
+    assert rounds(tmp_path) == [2, 99]
+    assert "cannot tidy up" not in caplog.text
+
+
 def test_rounds_beyond_six_digits_stay_in_order(tmp_path: Path) -> None:
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for round in (999_998, 999_999, 1_000_000):
