@@ -179,7 +179,11 @@ class Session:
         if self._resume is None:
             return None
         if self._resume != "auto":
-            found = read(Path(self._resume))
+            path = Path(self._resume)
+            if not path.exists():
+                raise ConfigError(f"--resume: there is no {path}; give the path of a checkpoint, or auto for the newest one in "
+                                  f"{self.folder.checkpoints}")
+            found = read(path)
         else:
             latest = Checkpoints.latest_in(self.folder.checkpoints)
             if latest is None:

@@ -108,6 +108,14 @@ def test_damaged_checkpoints_are_passed_over(launch):
     assert files[-2].name in refused.stderr
 
 
+def test_a_checkpoint_that_is_not_there_is_a_wrong_command_line(launch):
+    """Before anything is written."""
+    refused = launch("--resume", "nowhere/round_000001.h5", settings=SETTINGS, mode="serial", status=2)
+    assert "nowhere/round_000001.h5" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not refused.folder.exists()
+
+
 def test_a_folder_with_another_run_is_left_alone(launch):
     """Refused without --resume; replaced with overwrite."""
     run = launch(mode="serial", settings=SETTINGS)
