@@ -55,9 +55,9 @@ def broken_trainer_rules(config: TrainerConfig, sound: Sound) -> Iterator[Broken
     elif config.cohort_size is not None and config.cohort_size < config.min_clients and sound(size, least):
         yield size, f"{config.cohort_size} is less than min_clients, {config.min_clients}; no round could count"
     given, share = config.compression, "trainer_config.compression.fraction"
-    if given.codec == "none" and given != CompressionConfig() and sound(share, "trainer_config.compression",
-                                                                        "trainer_config.compression.codec"):
-        yield share, f"{given.fraction:g} is for codec: topk, and nothing is compressed; set codec, or leave it out"
+    if given.codec != "topk" and given.fraction != CompressionConfig().fraction and sound(
+            share, "trainer_config.compression", "trainer_config.compression.codec"):
+        yield share, f"{given.fraction:g} is for codec: topk, and codec is {given.codec}; set codec: topk, or leave it out"
     if sound("trainer_config.sampling", "trainer_config.availability"):
         yield from _availability(config, sound)
     if sound("trainer_config.clock", "trainer_config.latency", "trainer_config.latency.kind"):

@@ -282,6 +282,7 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
     ("trainer_config: {latency: {kind: constant, work_seconds: -1}}", "trainer_config.latency.work_seconds"),
     ("trainer_config: {latency: {kind: gaussian}}", "trainer_config.latency.kind"),
     ("trainer_config: {compression: {fraction: 0.1}}", "trainer_config.compression.fraction"),
+    ("trainer_config: {compression: {codec: int8, fraction: 0.1}}", "trainer_config.compression.fraction"),
     ("trainer_config: {sampling: robin}", "trainer_config.sampling"),
     ("trainer_config: {availability: {share: 0.3}}", "trainer_config.availability"),
     ("trainer_config: {sampling: weighted, availability: {period: 3}}", "trainer_config.availability"),
