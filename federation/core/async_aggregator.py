@@ -9,12 +9,15 @@ from typing import Literal, get_args
 
 from federation.core.aggregator import Aggregator
 from federation.core.matrix import checked_row
+from federation.core.problems import choice_problem
 from federation.core.types import ClientUpdate, WeightsLike
 from federation.core.weights import Layout, Weights
 from federation.errors import UpdateError
 
 Staleness = Literal["constant", "polynomial", "hinge"]
 STALENESSES: tuple[Staleness, ...] = get_args(Staleness)
+#: The settings of `discount` where none are given.
+EXPONENT, HINGE = 0.5, 10
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ def staleness_of(version: int, started_from: int, client_id: str) -> int:
         raise UpdateError(f"{client_id}: the update started from version {started_from}, but the global weights are at "
                           f"version {version}")
     return version - started_from
+
+
+def staleness_problems(kind: str, exponent: float, hinge: int) -> list[str]:
+    """What is wrong with the settings of `discount` together, one sentence each."""
+    if kind not in STALENESSES:
+        return choice_problem("staleness", kind, STALENESSES)
+    found = []
+    if kind == "constant" and exponent != EXPONENT:
+        found.append(f"exponent={exponent!r} is for staleness=polynomial or hinge, and it is constant; leave it out")
+    if kind != "hinge" and hinge != HINGE:
+        found.append(f"hinge={hinge!r} is for staleness=hinge, and it is {kind}; set that, or leave it out")
+    return found
 
 
 def discount(kind: Staleness, staleness: int, exponent: float, hinge: int) -> float:

@@ -110,13 +110,16 @@ def test_fedbuff_goes_on_from_its_state():
 
 @pytest.mark.parametrize(("settings", "name"), [(dict(mixing=0), "mixing"), (dict(mixing=1.5), "mixing=1.5 .* at most 1"),
                                                 (dict(exponent=0), "exponent"), (dict(hinge=-1), "hinge"),
-                                                (dict(staleness="poly"), "staleness")])
+                                                (dict(staleness="poly"), "staleness"), (dict(hinge=3), "hinge=3 is for"),
+                                                (dict(staleness="constant", exponent=0.9), "exponent=0.9 is for"),
+                                                (dict(staleness="constant", hinge=3), "hinge=3 is for")])
 def test_settings_that_cannot_be(settings, name):
     with pytest.raises(ConfigError, match=name):
         FedAsyncAggregator(**settings)
 
 
-@pytest.mark.parametrize(("settings", "name"), [(dict(buffer_size=2.5), "buffer_size"), (dict(staleness="poly"), "staleness")])
+@pytest.mark.parametrize(("settings", "name"), [(dict(buffer_size=2.5), "buffer_size"), (dict(staleness="poly"), "staleness"),
+                                                (dict(hinge=3), "hinge=3 is for")])
 def test_buffers_that_cannot_be(settings, name):
     with pytest.raises(ConfigError, match=name):
         FedBuffAggregator(**settings)

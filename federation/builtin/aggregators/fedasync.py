@@ -8,8 +8,15 @@ from typing import final
 import numpy as np
 
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
-from federation.core.problems import choice_problem
+from federation.core.async_aggregator import (
+    EXPONENT,
+    HINGE,
+    AsyncAggregator,
+    LateUpdate,
+    Staleness,
+    discount,
+    staleness_problems,
+)
 from federation.core.weights import Weights, rounded
 
 
@@ -22,9 +29,9 @@ class FedAsyncAggregator(AsyncAggregator):
     model is mixed, buffers included; integers are rounded. Clients count alike, whatever their samples.
     """
 
-    def __init__(self, mixing: float = 0.6, staleness: Staleness = "polynomial", exponent: float = 0.5,
-                 hinge: int = 10) -> None:
-        check_settings(choice_problem("staleness", staleness, STALENESSES), mixing=(mixing, 0, math.nextafter(1, 2)),
+    def __init__(self, mixing: float = 0.6, staleness: Staleness = "polynomial", exponent: float = EXPONENT,
+                 hinge: int = HINGE) -> None:
+        check_settings(staleness_problems(staleness, exponent, hinge), mixing=(mixing, 0, math.nextafter(1, 2)),
                        exponent=(exponent, 0, math.inf), hinge=(hinge, -0.0, math.inf))
         self._mixing = mixing
         self._staleness: Staleness = staleness

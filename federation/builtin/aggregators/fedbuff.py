@@ -10,8 +10,15 @@ import numpy as np
 
 from federation.builtin.aggregators.krum_scores import check_whole
 from federation.builtin.aggregators.server_optimizer import check_settings
-from federation.core.async_aggregator import STALENESSES, AsyncAggregator, LateUpdate, Staleness, discount
-from federation.core.problems import choice_problem
+from federation.core.async_aggregator import (
+    EXPONENT,
+    HINGE,
+    AsyncAggregator,
+    LateUpdate,
+    Staleness,
+    discount,
+    staleness_problems,
+)
 from federation.core.weights import Weights, rounded
 
 
@@ -26,9 +33,9 @@ class FedBuffAggregator(AsyncAggregator):
     """
 
     def __init__(self, buffer_size: int = 10, server_lr: float = 1.0, staleness: Staleness = "polynomial",
-                 exponent: float = 0.5, hinge: int = 10) -> None:
+                 exponent: float = EXPONENT, hinge: int = HINGE) -> None:
         check_whole("buffer_size", buffer_size, 1)
-        check_settings(choice_problem("staleness", staleness, STALENESSES), server_lr=(server_lr, 0, math.inf),
+        check_settings(staleness_problems(staleness, exponent, hinge), server_lr=(server_lr, 0, math.inf),
                        exponent=(exponent, 0, math.inf), hinge=(hinge, -0.0, math.inf))
         self._buffer_size = buffer_size
         self._server_lr = server_lr
