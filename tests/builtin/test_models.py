@@ -14,6 +14,7 @@ from federation.builtin import (
     CNNModel,
     DefaultLearner,
     FedAvgAggregator,
+    LogisticModel,
     LSTMModel,
     MLPModel,
     ResNet18Model,
@@ -96,10 +97,22 @@ def test_normalisations_of_resnet18():
 
 
 @pytest.mark.parametrize("settings", [dict(output_size=1), dict(input_shape=(32, 32, 3)), dict(num_groups=5),
-                                      dict(norm="layer"), dict(stem="small")])
+                                      dict(norm="layer"), dict(stem="small"),
+                                      dict(norm="batch", num_groups=4)])
 def test_resnet18_refuses(settings):
     with pytest.raises(ConfigError, match="model_config"):
         ResNet18Model(**settings)
+
+
+@pytest.mark.parametrize(("model", "settings", "name"), [
+    (LogisticModel, dict(c=3.0), "c: 3.0 is for solver: lbfgs"),
+    (LogisticModel, dict(solver="lbfgs", alpha=0.5), "alpha: 0.5 is for solver: sgd"),
+    (LogisticModel, dict(solver="newton", c=3.0), "solver: 'newton'"),
+    (MLPModel, dict(hidden_sizes=(), dropout=0.5), "dropout: 0.5 is for hidden units"),
+])
+def test_settings_without_an_effect_are_refused(model, settings, name):
+    with pytest.raises(ConfigError, match=f"model_config.{name}"):
+        model(**settings)
 
 
 @pytest.mark.parametrize(("model", "shape", "classes", "wanted"), [

@@ -300,7 +300,7 @@ def test_impossible_sizes_are_refused(build):
 def test_the_mlp_takes_its_sizes_from_the_data():
     assert MLPModel.settings_from_data((3, 4, 5), 7) == {"input_size": 60, "output_size": 7}
     assert MLPModel.settings_from_data((13,), None) == {"input_size": 13, "output_size": 1}
-    model = MLPModel(**MLPModel.settings_from_data((3, 4, 5), 7), hidden_sizes=(), dropout=0.5)
+    model = MLPModel(**MLPModel.settings_from_data((3, 4, 5), 7), hidden_sizes=())
     assert model.module(torch.rand(2, 3, 4, 5)).shape == (2, 7)
     assert model.weights.names == ("output.weight", "output.bias")
 

@@ -9,6 +9,9 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from federation.builtin.models.sklearn_model import SklearnModel
 from federation.errors import ConfigError
 
+#: The penalties where none are given.
+ALPHA, C = 1e-4, 1.0
+
 
 @final
 class LogisticModel(SklearnModel):
@@ -20,13 +23,16 @@ class LogisticModel(SklearnModel):
     """
 
     def __init__(self, input_size: int = 784, output_size: int = 10, solver: Literal["sgd", "lbfgs"] = "sgd",
-                 alpha: float = 1e-4, c: float = 1.0) -> None:
+                 alpha: float = ALPHA, c: float = C) -> None:
         if alpha < 0 or c <= 0:
             raise ConfigError(f"model_config: alpha={alpha} is at least 0, and c={c} above 0")
+        if solver not in ("sgd", "lbfgs"):
+            raise ConfigError(f"model_config.solver: {solver!r} is not one of sgd, lbfgs")
+        for name, value, default, owner in (("alpha", alpha, ALPHA, "sgd"), ("c", c, C, "lbfgs")):
+            if value != default and solver != owner:
+                raise ConfigError(f"model_config.{name}: {value} is for solver: {owner}, and it is {solver}; leave it out")
         if solver == "sgd":
             estimator = SGDClassifier(loss="log_loss", alpha=alpha, learning_rate="constant", eta0=0.01)
-        elif solver == "lbfgs":
-            estimator = LogisticRegression(C=c, solver="lbfgs")
         else:
-            raise ConfigError(f"model_config.solver: {solver!r} is not one of sgd, lbfgs")
+            estimator = LogisticRegression(C=c, solver="lbfgs")
         super().__init__(estimator, input_size, output_size)

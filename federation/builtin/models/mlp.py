@@ -27,6 +27,8 @@ class MLPModel(TorchModel):
         if min(input_size, output_size, *hidden_sizes) < 1 or not 0 <= dropout < 1:
             raise ConfigError(f"model_config: input_size={input_size}, output_size={output_size} and hidden_sizes="
                               f"{list(hidden_sizes)} are at least 1, dropout={dropout} is from 0 to below 1")
+        if dropout and not hidden_sizes:
+            raise ConfigError(f"model_config.dropout: {dropout} is for hidden units, and hidden_sizes is empty; leave it out")
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         with private_randomness(seed):
             width = input_size

@@ -14,6 +14,8 @@ from federation.errors import ConfigError
 
 #: Images of at most this height get the stem for small images.
 SMALL = 64
+#: The groups of a normalisation where no number is given.
+NUM_GROUPS = 2
 
 
 @final
@@ -27,7 +29,7 @@ class ResNet18Model(TorchModel):
     """
 
     def __init__(self, input_shape: tuple[int, ...] = (3, 32, 32), output_size: int = 10,
-                 norm: Literal["group", "batch"] = "group", num_groups: int = 2,
+                 norm: Literal["group", "batch"] = "group", num_groups: int = NUM_GROUPS,
                  stem: Literal["auto", "cifar", "imagenet"] = "auto", seed: int = 0) -> None:
         input_shape = tuple(input_shape)
         check_image_shape(input_shape, least=8)
@@ -37,6 +39,8 @@ class ResNet18Model(TorchModel):
         for name, value, allowed in (("norm", norm, ("group", "batch")), ("stem", stem, ("auto", "cifar", "imagenet"))):
             if value not in allowed:
                 raise ConfigError(f"model_config.{name}: {value!r} is not one of {', '.join(allowed)}")
+        if norm == "batch" and num_groups != NUM_GROUPS:
+            raise ConfigError(f"model_config.num_groups: {num_groups} is for norm: group, and it is batch; leave it out")
         small = input_shape[1] <= SMALL if stem == "auto" else stem == "cifar"
         with private_randomness(seed):
             module = _ResNet(input_shape, output_size, num_groups if norm == "group" else 0, small)
