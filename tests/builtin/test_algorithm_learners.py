@@ -305,7 +305,8 @@ def test_a_result_follows_from_what_the_client_has(learner, settings, kind):
 @pytest.mark.parametrize(("learner", "settings", "words"), [
     (FedProxLearner, dict(mu=-1), "mu"), (FedProxLearner, dict(mu="1"), "mu"), (FedDynLearner, dict(alpha=0), "alpha"),
     (FedDynLearner, dict(alpha=float("inf")), "alpha"), (ScaffoldLearner, dict(momentum=0.9), "momentum"),
-    (ScaffoldLearner, dict(optimizer="adam"), "optimizer"), (DittoLearner, dict(personal_lambda=-0.1), "personal_lambda"),
+    (ScaffoldLearner, dict(optimizer="adam"), "optimizer"), (ScaffoldLearner, dict(client_lr=0), "client_lr=0"),
+    (DittoLearner, dict(personal_lambda=-0.1), "personal_lambda"),
     (DittoLearner, dict(personal_epochs=0), "personal_epochs"), (FedProxLearner, dict(batch_size=0), "batch_size"),
 ])
 def test_settings_that_cannot_be(learner, settings, words):

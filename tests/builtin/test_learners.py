@@ -179,7 +179,8 @@ def test_config_that_cannot_be(config, words):
 
 
 @pytest.mark.parametrize("settings", [dict(local_epochs=0), dict(batch_size=-1), dict(client_lr=float("nan")),
-                                      dict(optimizer="rprop"), dict(optimizer="adam", momentum=0.9)])
+                                      dict(optimizer="rprop"), dict(optimizer="adam", momentum=0.9),
+                                      dict(local_epochs=3, local_steps=5)])
 def test_settings_that_cannot_be(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         a_learner(**settings)
@@ -504,6 +505,11 @@ def test_what_sklearn_can_report():
     assert result.metrics["train_loss"] < np.log(4)
     with pytest.raises(ValueError, match=r"normaliser.*it can: start_loss"):
         trained_here(learner, data, metrics=["normaliser"])
+
+
+def test_a_rate_for_a_solver_without_one_is_refused():
+    with pytest.raises(ConfigError, match=r"client_lr=0\.1: LogisticRegression has no rate"):
+        SklearnLearner(LogisticModel(6, 4, solver="lbfgs"), client_lr=0.1)
 
 
 def test_a_rate_given_to_one_fit_of_sklearn_ends_with_it():

@@ -39,6 +39,8 @@ class ScaffoldLearner(SteppedLearner):
         if self._step_settings.momentum:
             problems.append(f"momentum={self._step_settings.momentum!r}: SCAFFOLD takes steps of plain sgd; momentum on "
                             "the server has its place in aggregators")
+        if self._fit_settings.client_lr == 0:
+            problems.append("client_lr=0: SCAFFOLD divides by it; give a rate above 0")
         if problems:
             raise ConfigError([f"learner_config: {problem}" for problem in problems])
 

@@ -53,7 +53,11 @@ class SklearnLearner(Learner):
                               "with federated.learner.default")
         self._learning = cast(LearningModel, model)
         self._settings = {"local_epochs": local_epochs, "client_lr": client_lr}
-        if problems := _problems(self._settings):
+        problems = _problems(self._settings)
+        estimator = getattr(model, "estimator", None)
+        if client_lr is not None and estimator is not None and "eta0" not in estimator.get_params():
+            problems.append(f"client_lr={client_lr!r}: {type(estimator).__name__} has no rate (eta0); leave it out")
+        if problems:
             raise ConfigError([f"learner_config: {problem}" for problem in problems])
         self._sample: ClientData | None = None
         self._said_single_class = False

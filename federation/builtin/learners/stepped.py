@@ -119,6 +119,8 @@ class SteppedLearner(Learner):
                     *whole_number_problem("eval_batch_size", eval_batch_size)]
         if clip_norm is not None and (number_problem("clip_norm", clip_norm) or clip_norm == 0):
             problems.append(f"clip_norm={clip_norm!r} is not a number above 0")
+        if local_steps is not None and local_epochs != FitSettings.local_epochs:
+            problems.append(f"local_epochs={local_epochs!r} and local_steps={local_steps!r} both say how long to train; keep one")
         if momentum and optimizer == "adam":
             problems.append(f"momentum={momentum!r} is for the optimizer sgd; adam has its own")
         if keep_momentum and (not momentum or optimizer == "adam"):
