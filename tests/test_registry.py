@@ -221,6 +221,8 @@ def test_plugins_register_components(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "text", "words"), [
     ("absent.py", None, "there is no file"),
     ("absent_module_xyz", None, "there is no module 'absent_module_xyz'"),
+    ("../absent", None, "neither a module's name"),
+    (".absent", None, "neither a module's name"),
     ("raises.py", "1 / 0", "ZeroDivisionError"),
     ("broken.py", "def :", "SyntaxError"),
     ("script.py", "import sys; sys.exit()", "it ends the program (SystemExit)"),  # else a run that did nothing, and status 0

@@ -23,6 +23,7 @@ ENTRY_POINTS = "federation.components"
 _BASES = {"trainer": "federation.core.trainer:Trainer", "learner": "federation.core.learner:Learner",
           "aggregator": "federation.core.aggregator:Aggregator", "model": "federation.core.model:Model"}
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_MODULE = re.compile(r"\w+(?:\.\w+)*")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 # Top-level module -> the extra of this distribution that installs it.
 _EXTRAS = {"torch": "torch", "sklearn": "sklearn", "mpi4py": "mpi", "tensorboard": "tensorboard"}
@@ -127,8 +128,14 @@ def load_plugins(plugins: Sequence[str]) -> list[ModuleType]:
     A file is imported once a process, whatever the number of calls. Raises ConfigError, the original error chained,
     when a plugin is not there or raises.
     """
-    return [_import_file(plugin) if plugin.endswith(".py") else _import(plugin, f"plugin {plugin!r}")
-            for plugin in plugins]
+    return [_import_file(plugin) if plugin.endswith(".py") else _import_module(plugin) for plugin in plugins]
+
+
+def _import_module(plugin: str) -> ModuleType:
+    if not _MODULE.fullmatch(plugin):
+        raise ConfigError(f"plugin {plugin!r} is neither a module's name, such as package.module, nor the path of a file that ends "
+                          "with .py")
+    return _import(plugin, f"plugin {plugin!r}")
 
 
 def _import_file(plugin: str) -> ModuleType:
