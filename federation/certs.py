@@ -26,6 +26,7 @@ from federation.node.proxy import partition_client
 
 DAYS = 365
 MOST_DAYS = 36500
+MOST_CLIENTS = 10_000
 #: Characters of the name that a certificate is made out to (RFC 5280).
 LONGEST_NAME = 64
 
@@ -116,9 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     try:
         given = _parser().parse_args(arguments)
-        names = [name for word in given.clients
-                 for name in (map(partition_client, range(int(word))) if word.isdecimal() else [word])]
-        problems = []
+        names, problems = [], []
+        for word in given.clients:
+            if not word.isdecimal():
+                names.append(word)
+            elif len(word) > len(str(MOST_CLIENTS)) or int(word) > MOST_CLIENTS:
+                problems.append(f"--clients: {word}; give at most {MOST_CLIENTS}, or names")
+            else:
+                names += map(partition_client, range(int(word)))
         if hosts := [host for host in given.server if not host or not host.isascii()]:
             problems.append(f"--server: {', '.join(map(repr, hosts))} cannot be in a certificate; give names in ASCII (xn--... for "
                             "others), or addresses")

@@ -302,6 +302,7 @@ def test_certificates_that_do_not_do(network, tmp_path):
     (["--server", "node1", ""], "--server: ''"),
     (["--server", "node1", "--clients", "müller"], "--clients: 'müller'"),
     (["--server", "node1", "--clients", "a" * 65], "--clients: 'aaa"),
+    (["--server", "node1", "--clients", "99999999999"], "--clients: 99999999999; give at most"),
     (["--server", "node1", "--days", "0"], "--days: 0"),
     (["--server", "node1", "--days", "99999999"], "--days: 99999999"),
     (["--server", "node1", "-o", "file/below"], "file/below cannot be written: Not a directory"),
