@@ -100,6 +100,9 @@ def test_bash_understands_it(capsys, config, arguments):
     (["--gpus-per-node", "4", "--set", "learner_config.device=cpu"], "learner_config.device"),
     (["--gpus-per-node", "4", "--set", "trainer_config.server_hosts_clients=false"], "trainer_config.server_hosts_clients"),
     (["--sbatch=--job-name=a/b"], "--job-name"),
+    (["--nodes", "3", "--sbatch=--nodes=4"], "--nodes is given as well"),
+    (["--sbatch=--nice=1", "--sbatch=--nice=2"], "--nice is given as well"),
+    (["--output_dir", "$HOME/x"], "--output_dir: $HOME/x holds a variable"),
 ])
 def test_what_is_wrong_is_said_before_the_queue(capsys, arguments, said):
     """S-HPC-02: status 2, and nothing on stdout that could be taken for a script."""
@@ -107,6 +110,12 @@ def test_what_is_wrong_is_said_before_the_queue(capsys, arguments, said):
     told = capsys.readouterr()
     assert said in told.err
     assert told.out == ""
+
+
+def test_a_folder_below_home(capsys, monkeypatch, tmp_path):
+    """The shell does not write out the ~ of --output_dir=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert f"\nOUTPUT={tmp_path.resolve()}/x\n" in script(capsys, "--output_dir=~/x")
 
 
 @pytest.mark.parametrize("status", [0, 1])

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from federation.command_line import Parser
 from federation.config import Config, load_config
+from federation.config_value import Misfit, fit_path
 from federation.errors import ConfigError
 from federation.slurm.script import Job, render
 
@@ -74,10 +75,15 @@ def job_of(given: argparse.Namespace) -> Job:
             problems.append(f"--sbatch={option}: this job is one run; see jobs/slurm/sweep.sh for an array")
         elif name == "job-name":
             problems.append(f"--sbatch={option}: give --job-name to this command, which names the script by it")
+        elif name in directives:
+            problems.append(f"--sbatch={option}: --{name} is given as well; keep one")
         directives[name] = value
     keys = {word.partition("=")[0] for word in overrides}
     if "output_dir" in keys:
         problems.append("--set: output_dir: the script names the run's folder; give --output_dir to this command")
+    folder = None if given.output_dir is None else fit_path(given.output_dir)
+    if isinstance(folder, Misfit):
+        problems.append(f"--output_dir: {given.output_dir} {folder.reason.partition(';')[0]}; write it out")
     if given.gpus_per_node:
         problems += [f"--set: {key}: with --gpus-per-node the script sets it itself, to {value}, and a key may be given once; "
                      "leave it out" for key, value in SET_FOR_GPUS.items() if key in keys]
@@ -94,7 +100,7 @@ def job_of(given: argparse.Namespace) -> Job:
     activate = Path(sys.prefix) / "bin" / "activate"
     return Job(script="fedavg_gpu" if given.gpus_per_node else "fedavg", directives=directives, arguments=arguments,
                activate=str(activate) if sys.prefix != sys.base_prefix and activate.exists() else None,
-               output_dir=None if given.output_dir is None else str(Path(given.output_dir).resolve()), ulfm=given.ulfm)
+               output_dir=None if folder is None else str(Path(str(folder)).resolve()), ulfm=given.ulfm)
 
 
 def _name_of(given: argparse.Namespace) -> str:
