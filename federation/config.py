@@ -38,7 +38,7 @@ from federation.config_schema import (
     TransportConfig,
 )
 from federation.config_secret import Secret, revealed
-from federation.config_settings import RESERVED, check_settings, settings_problems
+from federation.config_settings import RESERVED, check_settings, setting_parameters, settings_problems
 from federation.config_value import WORDS_FOR_TRUTH, suggestion
 from federation.config_yaml import (
     NULL_WORDS,
@@ -129,7 +129,7 @@ def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mappi
             checker.report(path, f"not a section, but {table.place} gives a key in it: wanted is a section (keys and values)",
                            hidden.place)
         merged = overlay(merged, table)
-    config = checker.struct(merged, Config, elsewhere=_homes(Config))
+    config = checker.struct(merged, Config, elsewhere=_homes_for(merged))
     if "output_dir" not in checker.places:
         config = msgspec.structs.replace(config, output_dir=f"runs/{name}")
     for path, message in broken_rules(config, checker.sound):
@@ -225,6 +225,29 @@ def _homes(kind: type[Section], path: str = "") -> dict[str, str]:
     return {name: homes[0] for name, homes in found.items() if len(homes) == 1}
 
 
+def _homes_for(tree: Node) -> Mapping[str, str]:
+    """As `_homes`; for a tree with unknown keys, as `_all_homes`, which may have to import components."""
+    trial = Checker()
+    config = trial.struct(tree, Config)
+    return _all_homes(config) if trial.unknown else _homes(Config)
+
+
+def _all_homes(config: Config) -> dict[str, str]:
+    """As `_homes`, with the settings of the components and the partitioner of `config`, each with all its places."""
+    from federation.data.partitioner import PARTITIONERS
+
+    trial = Checker()
+    config = _with_learner(config, trial)
+    owners = {f"{kind}_config": (_component(config, kind, trial, needed=True), RESERVED[kind])
+              for kind in ("learner", "aggregator", "model")}
+    owners["data.partitioner_config"] = PARTITIONERS.get(config.data.partitioner), RESERVED["partitioner"]
+    found: dict[str, list[str]] = {}
+    for section, (owner, reserved) in owners.items():
+        for name in setting_parameters(owner, reserved) if owner is not None else ():
+            found.setdefault(name, []).append(f"{section}.{name}")
+    return {name: " or ".join(places) for name, places in found.items()} | _homes(Config)
+
+
 # -- what no single key tells ----------------------------------------------------------------------------------------
 
 def _check_components(config: Config, checker: Checker) -> Config:
@@ -240,9 +263,9 @@ def _check_components(config: Config, checker: Checker) -> Config:
                            ("aggregator", config.aggregator_config)):
         component = _component(config, kind, checker, needed=bool(settings))
         if component is not None:
-            _check_settings(component, settings, f"{kind}_config", RESERVED[kind], checker)
+            _check_settings(config, component, settings, f"{kind}_config", RESERVED[kind], checker)
     if config.data.enabled and checker.sound("data"):
-        _check_data(config.data, checker)
+        _check_data(config, checker)
     trace, path = config.trainer_config.availability.trace, "trainer_config.availability.trace"
     if trace is not None and config.mode != "client" and not Path(trace).is_file() and checker.sound(path):
         checker.report(path, f"{trace}: there is no such file")
@@ -283,15 +306,16 @@ def _with_learner(config: Config, checker: Checker) -> Config:
     return config
 
 
-def _check_data(data: DataConfig, checker: Checker) -> None:
+def _check_data(config: Config, checker: Checker) -> None:
     """The names of data set and partitioner, and the settings of those that are built in."""
     from federation.data.partitioner import PARTITIONERS
     from federation.data.sources import find_source, refusal
 
+    data = config.data
     name = data.partitioner
     if name in PARTITIONERS:
         reserved = RESERVED["partitioner"]
-        _check_settings(PARTITIONERS[name], data.partitioner_config, "data.partitioner_config", reserved, checker)
+        _check_settings(config, PARTITIONERS[name], data.partitioner_config, "data.partitioner_config", reserved, checker)
     elif checker.sound("data.partitioner"):
         checker.report("data.partitioner", f"{name!r} is no known partitioner{suggestion(name, PARTITIONERS)} "
                                            f"(known: {', '.join(PARTITIONERS)})")
@@ -300,12 +324,12 @@ def _check_data(data: DataConfig, checker: Checker) -> None:
         if checker.sound("data.dataset"):
             checker.report("data.dataset", refusal(data.dataset))
     elif source.signature is not None:
-        _check_settings(source.signature, data.dataset_config, "data.dataset_config", RESERVED["dataset"], checker)
+        _check_settings(config, source.signature, data.dataset_config, "data.dataset_config", RESERVED["dataset"], checker)
 
 
-def _check_settings(component: Any, settings: Mapping[str, object], path: str, reserved: Sequence[str],
+def _check_settings(config: Config, component: Any, settings: Mapping[str, object], path: str, reserved: Sequence[str],
                     checker: Checker) -> None:
-    for where, message in settings_problems(component, settings, path, reserved):
+    for where, message in settings_problems(component, settings, path, reserved, lambda: _all_homes(config)):
         if checker.sound(where):
             checker.report(where, message)
 

@@ -47,6 +47,7 @@ class Checker:
         self.empty_text = empty_text
         self.places: dict[str, str] = {}
         self.failed: set[str] = set()
+        self.unknown: list[str] = []
 
     def report(self, path: str, message: str, place: str | None = None) -> None:
         """Add a problem with `path`, and mark it as refused."""
@@ -89,7 +90,8 @@ class Checker:
         return kind(**values)
 
     def _unknown(self, key: str, path: str, known: Collection[str], elsewhere: Mapping[str, str]) -> None:
-        here = nearest(key, known)
+        self.unknown.append(join(path, key))
+        here = None if key in elsewhere else nearest(key, known)
         there = key if key in elsewhere else nearest(key, elsewhere)
         near = {name: likeness(key, name) for name in (here, there) if name}
         best_first = sorted(near, key=near.__getitem__, reverse=True)

@@ -31,8 +31,12 @@ def check_settings(component: Callable[..., object], settings: Mapping[str, obje
 
 
 def settings_problems(component: Callable[..., object], settings: Mapping[str, object], path: str,
-                      reserved: Collection[str] = ()) -> list[tuple[str, str]]:
-    """As check_settings, each problem as its dotted path and its message."""
+                      reserved: Collection[str] = (),
+                      elsewhere: Callable[[], Mapping[str, str]] = dict) -> list[tuple[str, str]]:
+    """As check_settings, each problem as its dotted path and its message.
+
+    `elsewhere` says where settings of other sections belong, by name; it is called only where a name is unknown here.
+    """
     name = getattr(component, "__qualname__", repr(component))
     parameters, takes_any = _parameters(component, reserved)
     known = {key: parameter for key, parameter in parameters.items() if key not in reserved}
@@ -44,7 +48,9 @@ def settings_problems(component: Callable[..., object], settings: Mapping[str, o
         elif key not in known:
             if not takes_any:
                 names = ", ".join(known) or "no settings at all"
-                found.append((where, f"unknown setting of {name}{suggestion(key, known)} (it takes: {names})"))
+                home = elsewhere().get(key)
+                hint = f"; did you mean {home}?" if home else suggestion(key, known)
+                found.append((where, f"unknown setting of {name}{hint} (it takes: {names})"))
         elif _is_checkable(known[key][1]):
             found += _value_problems(value, known[key][1], where)
     for key, (parameter, _) in known.items():

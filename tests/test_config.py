@@ -201,6 +201,12 @@ def test_a_byte_order_mark_is_no_key(tmp_path):
     ("checkpoint: {async_: true}", "checkpoint.async_", "async"),
     ("data: {partitioner: dirichlet, partitioner_config: {alfa: 3}}", "data.partitioner_config.alfa", "alpha"),
     ("aggregator_config: {weigting: uniform}", "aggregator_config.weigting", "weighting"),
+    ("client_lr: 0.1", "client_lr", "learner_config.client_lr?"),
+    ("trainer_config: {local_epochs: 3}", "trainer_config.local_epochs", "learner_config.local_epochs?"),
+    ("data: {partitioner: dirichlet, alpha: 3}", "data.alpha", "data.partitioner_config.alpha?"),
+    ("aggregator_config: {client_lr: 0.1}", "aggregator_config.client_lr", "learner_config.client_lr?"),
+    ("learner_config: {max_rounds: 3}", "learner_config.max_rounds", "trainer_config.max_rounds?"),
+    ("trainer_config: {hidden_sizes: [3]}", "trainer_config.hidden_sizes", "model_config.hidden_sizes?"),
 ])
 def test_unknown_keys_stop_the_run(problems, text, path, meant):
     """S-CONF-04: at any depth, with the nearest known key."""
