@@ -273,7 +273,7 @@ class Config(Section, frozen=True, kw_only=True):
     mode: Annotated[Literal["auto", "serial", "parallel", "mpi", "server", "client", "distributed"],
                     Meta(extra=OUTSIDE, description="auto: mpi under an MPI launcher with more than one rank, else "
                          "serial. distributed: server or client, as role says.")] = "auto"
-    num_clients: Annotated[int, Meta(ge=1, description="Clients that the data are split among.")] = 10
+    num_clients: Annotated[int, Meta(ge=1, lt=2**31, description="Clients that the data are split among.")] = 10
     client_id: Annotated[int | str | None, Meta(ge=0, extra=OUTSIDE, description="In mode client: the index of its "
                                                 "share of the data, or a name where its data are its own.")] = None
     seed: Annotated[int, Meta(ge=0, lt=2**63, description="All randomness follows from it.")] = 0
@@ -291,9 +291,9 @@ class Config(Section, frozen=True, kw_only=True):
     on_divergence: Annotated[Literal["drop", "raise"], Meta(description="What NaN or infinity in a client's "
                                                             "update does: leave it out with a warning, or end the "
                                                             "run.")] = "drop"
-    threads: Annotated[int | Literal["auto"], Meta(ge=1, description="Compute threads for each process. auto follows "
+    threads: Annotated[int | Literal["auto"], Meta(ge=1, le=4096, description="Compute threads for each process. auto follows "
                                                    "OMP_NUM_THREADS and the cores, and bits may depend on it.")] = 1
-    num_workers: Annotated[int | None, Meta(ge=1, extra=OUTSIDE, description="Processes in mode parallel; null: the "
+    num_workers: Annotated[int | None, Meta(ge=1, le=4096, extra=OUTSIDE, description="Processes in mode parallel; null: the "
                                             "cores that this process may use.")] = None
     output_dir: Annotated[str, Meta(extra=OUTSIDE | PATH | {"default": "runs/<name of the file>"},
                                     description="The run's folder, from the current one.")] = "runs/run"

@@ -232,6 +232,8 @@ def _fit_int(node: Node) -> int | Misfit:
     if isinstance(number, float):
         is_whole = abs(number) < 1e15 and number == int(number)
         return Misfit("is not an integer" + (f"; write {int(number)}" if is_whole else ""))
+    if isinstance(number, int) and not -2**63 <= number < 2**63:  # no library would take it
+        return Misfit("is beyond a 64-bit integer")
     return number
 
 

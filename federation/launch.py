@@ -205,6 +205,10 @@ def report(error: BaseException, rank: int = 0) -> int:
             print(f"{who}{type(error).__name__}: {redact(str(error))}", file=sys.stderr)
             logger.debug("traceback", exc_info=error)
             status = FAILED
+        case MemoryError():
+            print(f"{who}out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
+            logger.debug("traceback", exc_info=error)
+            status = FAILED
         case _:
             text = "".join(traceback.format_exception(error))
             print(f"{who}{redact(text)}", file=sys.stderr)

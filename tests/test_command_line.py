@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 
+from federation import launch
 from federation.command_line import Options, parse, resolve_options
 from federation.errors import ConfigError
 
@@ -142,3 +143,9 @@ def test_help_loads_nothing_heavy():
     for word in ("--num_clients", "--set KEY=VALUE", "--resume", "trainer_config.max_rounds: 20", "exit status", "75"):
         assert word in done.stdout
     assert done.stderr == ""
+
+
+def test_memory_that_is_not_there_is_said_in_a_line(capsys):
+    """As for num_clients: 2000000000 with allow_empty."""
+    assert launch.report(MemoryError("Unable to allocate 7 TiB")) == launch.FAILED
+    assert capsys.readouterr().err == "out of memory: Unable to allocate 7 TiB\n"

@@ -140,6 +140,8 @@ def test_only_true_and_false_are_truth_values(problems, written):
     "output_dir: null",
     "data: {root: [a]}", "threads: 0", "threads: all", "checkpoint: {keep: 0}", "checkpoint: {async: yes}",
     "timer: {trace: 1}",
+    "num_clients: 100000000000000000000", "num_clients: 3000000000", "num_workers: 1000000", "threads: 1000000",
+    "trainer_config: {max_rounds: 100000000000000000000}", "learner_config: {batch_size: 100000000000000000000}",
     "num_clients: 1e400", "overwrite: 1", "transport: {address: node1}", "transport: {address: 'node1:0'}",
     "transport: {address: 'node1:70000'}", "transport: {address: 'node1:08080'}", "transport: {tls: on}",
     "transport: {max_chunk_bytes: 2147483648}", "tracker: {uri: 'http://me:pw@host', name: mlflow}",

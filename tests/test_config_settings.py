@@ -35,6 +35,7 @@ def test_settings_that_fit(settings):
     {"client_lr": "0.1"}, {"client_lr": True}, {"client_lr": None}, {"client_lr": float("nan")},
     {"client_lr": float("inf")},
     {"client_lr": [0.1]}, {"local_epochs": 1.0}, {"local_epochs": 1.5}, {"local_epochs": True}, {"local_epochs": None},
+    {"local_epochs": 2**63},
     {"local_epochs": "3"}, {"local_steps": "none"}, {"nesterov": 1}, {"nesterov": "yes"}, {"nesterov": "true"},
     {"optimizer": "adm"}, {"optimizer": None}, {"betas": [0.5]}, {"betas": [0.5, 0.9, 0.99]}, {"betas": [0.5, "x"]},
     {"betas": 0.5}, {"betas": "ab"}, {"milestones": [1, 2.5]}, {"milestones": 3}, {"milestones": "12"}, {"note": 3},
