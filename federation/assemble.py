@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from federation.core.model import Model
 from federation.core.random import stream_seed
 from federation.core.trainer import Trainer
 from federation.data.cache import cache_folder
+from federation.data.dataset import Dataset
 from federation.data.load import clients_test_samples, column_of, load_dataset, load_partition
 from federation.data.manager import DataManager
 from federation.data.sampling import cohort_size_of
@@ -52,9 +55,14 @@ class Parts:
         """A model with its initial weights; sizes come from the data where the configuration leaves them out."""
         dataset = self.data.dataset if self.data is not None else None
         settings = dict(self.model.settings_from_data(dataset.input_shape, dataset.num_classes)) if dataset else {}
+        given = revealed(self.config.model_config)
+        from_data = settings.keys() & given.keys()
         if "seed" in inspect.signature(self.model).parameters:
             settings["seed"] = stream_seed(self.config.seed, "initialisation")
-        return self.model(**(settings | revealed(self.config.model_config)))
+        model = self.model(**(settings | given))
+        if dataset is not None and from_data:
+            _check_sizes(model, dataset, {name: given[name] for name in given if name in from_data})
+        return model
 
     def make_learner(self) -> Learner:
         """A learner with a model of its own."""
@@ -108,6 +116,19 @@ class Parts:
                             aggregator=self.make_aggregator(),
                             config=self.config.trainer_config,
                             **{name: service for name, service in services.items() if name in wanted})
+
+
+def _check_sizes(model: Model, dataset: Dataset, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError where sizes that are `given`, in place of the data's, make a model that cannot take these."""
+    shape, classes = getattr(model, "input_shape", None), getattr(model, "num_classes", None)
+    what = f"model_config: {', '.join(f'{name}: {value}' for name, value in given.items())}"
+    advice = "leave it out, and it is taken from the data"
+    if shape is not None and math.prod(shape) != math.prod(dataset.input_shape):
+        raise ConfigError(f"{what}: the model is for samples of {math.prod(shape)} values, and those of {dataset.name} have "
+                          f"{math.prod(dataset.input_shape)}; {advice}")
+    if classes is not None and classes < (dataset.num_classes or math.inf):
+        has = f"{dataset.num_classes} classes" if dataset.num_classes else "targets and no classes"
+        raise ConfigError(f"{what}: the model is for {classes} classes, and {dataset.name} has {has}; {advice}")
 
 
 def assemble(config: Config) -> Parts:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from federation import ClientUpdate
+from federation.assemble import assemble
 from federation.builtin import (
     CNNModel,
     DefaultLearner,
@@ -21,6 +22,7 @@ from federation.builtin import (
     TorchModel,
     TorchModuleModel,
 )
+from federation.config import load_config
 from federation.data.client_data import ClientData
 from federation.errors import ConfigError
 
@@ -129,6 +131,14 @@ def test_sizes_from_the_data(model, shape, classes, wanted):
 def test_data_that_do_not_fit(model, shape, classes):
     with pytest.raises(ConfigError, match=r"components\.model"):
         model.settings_from_data(shape, classes)
+
+
+@pytest.mark.parametrize("given", ["input_size=10", "output_size=5"])
+def test_sizes_that_are_not_those_of_the_data_are_refused(given):
+    """Else every client would fail in the first round."""
+    parts = assemble(load_config(overrides=["components.model=model.numpy.linear", f"model_config.{given}"]))
+    with pytest.raises(ConfigError, match=f"model_config: {given.replace('=', ': ')}: the model is for .* digits"):
+        parts.make_model()
 
 
 def not_a_module():
