@@ -40,6 +40,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     yield from _evaluation(config, sound)
     yield from _clients_at_once(config, sound)
     yield from _feddyn(config, sound)
+    yield from _steps(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
     if config.mode in ("server", "client", "distributed"):
@@ -158,6 +159,22 @@ def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
     own, given = (settings.get("alpha", FEDDYN_ALPHA) for settings in (config.learner_config, config.aggregator_config))
     if own != given:
         yield ours, f"{own} is not {theirs}, {given}; FedDyn's rule is about one number: give the same in both"
+
+
+def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
+    """Learners that an aggregator cannot use with these settings; over a network, either may be the other side's."""
+    names, given, rounds = config.components, config.learner_config, config.trainer_config.max_rounds
+    if config.mode in ("server", "client", "distributed") or not sound("mode", "components", "learner_config"):
+        return
+    if names.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
+        yield "learner_config.optimizer", ("adam is not for federated.aggregator.fednova, which has to know what a number of steps "
+                                           "adds up to; use sgd")
+    is_scaffold = names.aggregator == "federated.aggregator.scaffold" and names.learner in (None, "federated.learner.scaffold")
+    last = given.get("lr_rounds")
+    if is_scaffold and given.get("lr_schedule") == "cosine" and not given.get("lr_floor") and isinstance(last, int) \
+            and rounds >= max(2, last):
+        yield "learner_config.lr_floor", (f"0: in round {max(2, last)} of {rounds} the rate is 0, by which SCAFFOLD divides; give "
+                                          "one above 0, such as 0.01, or more lr_rounds")
 
 
 def _sides(config: Config, sound: Sound) -> Iterator[Broken]:

@@ -324,6 +324,9 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
     ("mode: mpi\ntransport: {mode: memory}", "transport.mode"),
     ("tracker: {name: wandb, uri: x}", "tracker.uri"),
     ("tracker: {api_key: x}", "tracker.api_key"),
+    ("components: {aggregator: federated.aggregator.fednova}\nlearner_config: {optimizer: adam}", "learner_config.optimizer"),
+    ("components: {aggregator: federated.aggregator.scaffold}\nlearner_config: {lr_schedule: cosine, lr_rounds: 20}",
+     "learner_config.lr_floor"),
 ])
 def test_impossible_combinations(problems, text, path):
     found = problems(text)
@@ -343,6 +346,12 @@ def test_impossible_combinations(problems, text, path):
 def test_cohorts_and_clocks_that_go_together(load, text):
     config = load(f"trainer_config: {text}")
     assert load_config_from_dict(yaml.safe_load(dump_config(config))) == config
+
+
+def test_a_rate_that_would_be_0_after_the_last_round(load):
+    scaffold = "components: {aggregator: federated.aggregator.scaffold}\nlearner_config: "
+    for settings in ("{lr_schedule: cosine, lr_rounds: 21}", "{lr_schedule: cosine, lr_rounds: 20, lr_floor: 0.01}"):
+        load(scaffold + settings)
 
 
 def test_feddyn_takes_one_alpha_where_one_file_has_both(load):
