@@ -157,8 +157,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """What is learned from, and how it is split among the clients."""
 
     enabled: Annotated[bool, Meta(description="false, for a server of a network: clients bring their own data.")] = True
-    dataset: Annotated[str, Meta(description="A data set's name, the path of a file, or package.module:factory; see "
-                            "`python -m federation.data list` and docs/data.md.")] = "digits"
+    dataset: Annotated[str, Meta(extra=PATH, description="A data set's name, the path of a file, or package.module:factory; see "
+                                 "`python -m federation.data list` and docs/data.md.")] = "digits"
     root: Annotated[str | None, Meta(extra=OUTSIDE | PATH, description="Folder that data files are looked for in; null: the "
                                      "current one.")] = None
     cache: Annotated[str | None, Meta(extra=OUTSIDE | PATH, description="Folder in which data files are kept as arrays that all "

@@ -531,6 +531,17 @@ def test_paths_with_variables_are_refused(path, written):
     assert caught.value.problems[0].startswith(f"--set: {path}: {written} holds a variable of the environment")
 
 
+@pytest.mark.parametrize("name", ["x.npz", "table.csv", "arrays/"])
+def test_the_file_of_a_data_set_is_a_path(tmp_path, monkeypatch, name):
+    """`~` and variables in it are those of every path; a name that is none is left alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    more = {"dataset_config": {"target": "y"}} if name == "table.csv" else {}
+    assert load_config_from_dict({"data": {"dataset": f"~/{name}", **more}}).data.dataset == f"{tmp_path}/{name}"
+    with pytest.raises(ConfigError, match=r"data\.dataset: .*holds a variable of the environment"):
+        load_config_from_dict({"data": {"dataset": f"$SCRATCH/{name}", **more}})
+    assert load_config_from_dict({"data": {"dataset": "hf:ylecun/mnist"}}).data.dataset == "hf:ylecun/mnist"
+
+
 def test_mappings_are_checked_as_files_are():
     with pytest.raises(ConfigError) as caught:
         load_config_from_dict({"num_clients": True, "seed": "8", "trainer_config": {"fraction": float("nan")},

@@ -269,6 +269,14 @@ def test_a_file_says_who_has_what(tmp_path: Path, name: str) -> None:
     assert [sorted(partition.client(client)) for client in range(3)] == [sorted(samples) for samples in CLIENTS]
 
 
+def test_a_file_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves the `~` of --set data.partitioner_config.path=~/p.json alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "p.json", CLIENTS)
+    partition = file(np.zeros(7, int), 3, 0, path="~/p.json")
+    assert [sorted(partition.client(client)) for client in range(3)] == [sorted(samples) for samples in CLIENTS]
+
+
 def test_names_of_clients_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "p.json", {"1": [2], "0": [4, 3]})
     assert [file(np.zeros(7, int), 2, 0, path=str(path)).client(n).tolist() for n in range(2)] == [[4, 3], [2]]

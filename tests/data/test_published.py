@@ -132,6 +132,16 @@ def test_shakespeare(tmp_path: Path) -> None:
     assert dataset.y_train.tolist() == [0, 79]
 
 
+@pytest.mark.parametrize("name", ["leaf:here", "leaf:~/here", "leaf:{home}/here"])
+def test_a_folder_of_leafs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In data.root, at home, or by its whole path."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_leaf(tmp_path / "here" / "train", {"a": ([[0.5], [1.5]], [0, 1])})
+    root = tmp_path if name == "leaf:here" else tmp_path / "elsewhere"
+    dataset = load_dataset(name.format(home=tmp_path), root=str(root), test_fraction=0)
+    assert dataset.y_train.tolist() == [0, 1]
+
+
 def test_federated_emnist(tmp_path: Path) -> None:
     pixels = (IMAGES / 255).astype(np.float32)
     (tmp_path / "federated_emnist").mkdir()

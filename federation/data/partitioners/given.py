@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import msgspec
@@ -20,12 +21,13 @@ def file(labels: np.ndarray, num_clients: int, rng_seed: int, *, path: str) -> P
 
     `.npz`: the arrays order and offsets of a Partition. `.json`: a list, or an object with the names "0", "1", ..., of
     lists of samples, one a client. `.csv`: the columns client and sample. Samples may be left out, but none may come
-    twice, and each client needs one. A relative path is looked for in the current folder.
+    twice, and each client needs one. A relative path is looked for in the current folder, one that
+    begins with `~` in the home folder.
 
     Raises DataError, naming the file, for one that is missing, damaged, of another kind or for other data.
     """
     check_count("num_clients", num_clients)
-    found = Path(path)
+    found = Path(os.path.expanduser(path))
     if found.suffix.lower() not in _READERS:
         raise DataError(f"path: {path!r} does not end in {', '.join(_READERS)}")
     if not found.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -46,7 +47,7 @@ def folder(request: Request, *, task: str | None = None, num_classes: int | None
 def leaf(request: Request, *, num_classes: int | None = None, image_shape: list[int] | None = None) -> DataProvider:
     """A folder of LEAF's JSON files, `leaf:FOLDER`, see `formats.leaf.read_leaf`. `image_shape`: what rows of numbers are
     turned into."""
-    path = request.root / request.name.removeprefix("leaf:")
+    path = request.root / os.path.expanduser(request.name.removeprefix("leaf:"))
     shape = None if image_shape is None else tuple(image_shape)
     return DataProvider(str(path), lambda: read_leaf(path, num_classes=num_classes, image_shape=shape),
                         files_in(path, "*/*.json"), {"reader": "leaf", "image_shape": image_shape}, None, num_classes)
