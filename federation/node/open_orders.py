@@ -55,6 +55,7 @@ class OpenOrders(Orders):
                 answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
                 reports[rank] = _checked(order, expect(answer, reply))
             except Timeout:
+                self.absent[rank] = f"it has not answered within round_timeout={self.round_timeout:g} s"
                 logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
                                star.name(rank), self.round_timeout)
             except (CommError, FederationError) as error:

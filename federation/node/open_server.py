@@ -99,7 +99,7 @@ class OpenServerNode(ServerNode):
         await super().stop(reason)
 
     async def begin_fit(self, plan: Plan) -> asyncio.Task[Fitted]:
-        """See ServerNode. Who does not answer has a problem in the result, or is late."""
+        """See ServerNode. Who does not answer, or not in time, has a problem in the result."""
         self.orders.absent.clear()
         return await super().begin_fit(plan)
 

@@ -289,6 +289,9 @@ def test_who_is_late_is_left_out():
             await run.survival.run()
             assert (run.trainer.weights[0] == MEAN).all()
             assert [row["num_samples"] for row in run.rows.rows] == [4, 4, 4]
+            assert [row["failures"] for row in run.rows.rows] == [
+                {"p": "failed: it has not answered within round_timeout=1 s"}] * 3
+            assert [row["clients_failed"] for row in run.rows.rows] == [1, 1, 1]
 
     play(test)
 
