@@ -91,8 +91,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
 
     max_rounds: Annotated[int, Meta(ge=1, extra=OUTSIDE, description="Rounds to run. A finished run that is resumed "
                                     "with more goes on; with fewer or as many it is finished.")] = 20
-    min_clients: Annotated[int, Meta(ge=1, extra=OUTSIDE, description="Clients that must be there to start, and must "
-                                     "succeed for a round to count.")] = 1
+    min_clients: Annotated[int, Meta(ge=1, extra=OUTSIDE, description="Clients that must be there to start (in mode "
+                                     "server: `num_clients`), and must succeed for a round to count.")] = 1
     cohort_size: Annotated[int | None, Meta(ge=1, description="Clients drawn for each round; null: all, or what "
                                             "`fraction` says.")] = None
     fraction: Annotated[float | None, Meta(gt=0, le=1, description="Share of the clients drawn for each round, at "
@@ -135,7 +135,8 @@ class TrainerConfig(Section, frozen=True, kw_only=True):
                                                 "are late; elsewhere, the run ends, or goes on without the rank where it "
                                                 "outlives the loss of ranks.")] = None
     connect_timeout: Annotated[float, Meta(gt=0, extra=OUTSIDE, description="Seconds to wait for `min_clients` at the "
-                                           "start.")] = 60.0
+                                           "start; in mode server for `num_clients` then, and for `min_clients` "
+                                           "where clients were lost later.")] = 60.0
 
 
 class TransformsConfig(Section, frozen=True, kw_only=True):
