@@ -86,6 +86,27 @@ def test_bash_understands_it(capsys, config, arguments):
     assert ("--with-ft" in words) == ("--ulfm" in arguments)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_gpu", "sweep"])
+def test_what_a_job_that_cannot_be_requeued_says_is_right(tmp_path, name):
+    """Where Slurm takes no requeue, whoever does as the log says goes on in the same folder, from another job."""
+    for program, body in {"mpirun": 'printf "%s\\n" "$@"; exit 75', "scontrol": "exit 1"}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / program).chmod(0o755)
+
+    def folder_and_advice(job: int, **more: str) -> tuple[str, str]:
+        surroundings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": "/submit", "SLURM_JOB_ID": str(job),
+                        "SLURM_JOB_NAME": name, "SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": "4", **more}
+        done = subprocess.run(["bash", str(ROOT / f"jobs/slurm/{name}.sh")], capture_output=True, text=True, env=surroundings,
+                              check=False)
+        assert done.returncode == 75, done.stderr
+        words = done.stdout.splitlines()
+        return words[words.index("--output_dir") + 1], done.stderr.strip()
+
+    folder, advice = folder_and_advice(7)
+    variable, _, value = advice.removeprefix("to go on: submit again with ").partition("=")
+    assert folder_and_advice(8, **{variable: value}) == (folder, advice)
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--set", "num_client=3"], "num_clients"),
     (["--config", "absent.yaml"], "absent.yaml"),

@@ -69,6 +69,6 @@ done
 if [ "$status" -eq 75 ]; then
     # Of an array, this task alone: the last one has the number of the whole array.
     job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-    scontrol requeue "$job" || echo "to go on: submit again with OUTPUT=$OUTPUT" >&2
+    scontrol requeue "$job" || echo "to go on: submit again with SWEEP=$SWEEP" >&2
 fi
 exit "$status"
