@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import yaml
 
-from federation.builtin.table import COMPONENTS, LEARNERS
+from federation.builtin.table import COMPONENTS, LEARNERS, NEEDY
 from federation.config_check import Checker
 from federation.config_reference import EXAMPLE
 from federation.config_rules import broken_rules, broken_trainer_rules
@@ -261,7 +261,7 @@ def _check_components(config: Config, checker: Checker) -> Config:
     config = _with_learner(config, checker)
     for kind, settings in (("trainer", {}), ("learner", config.learner_config), ("model", config.model_config),
                            ("aggregator", config.aggregator_config)):
-        component = _component(config, kind, checker, needed=bool(settings))
+        component = _component(config, kind, checker, needed=bool(settings) or getattr(config.components, kind) in NEEDY)
         if component is not None:
             _check_settings(config, component, settings, f"{kind}_config", RESERVED[kind], checker)
     if config.data.enabled and checker.sound("data"):

@@ -14,7 +14,7 @@ import yaml
 
 from federation.builtin.aggregators.feddyn import FedDynAggregator
 from federation.builtin.learners.feddyn import FedDynLearner
-from federation.builtin.table import COMPONENTS, LEARNERS
+from federation.builtin.table import COMPONENTS, LEARNERS, NEEDY
 from federation.config import (
     Config,
     Secret,
@@ -25,6 +25,7 @@ from federation.config import (
     trainer_config,
 )
 from federation.config_rules import FEDDYN_ALPHA
+from federation.config_settings import RESERVED, setting_parameters
 from federation.errors import ConfigError
 from federation.registry.registry import registry
 
@@ -755,6 +756,23 @@ def test_a_learner_may_stand_in_for_the_one_that_is_needed():
     """By saying so: `implements`."""
     names = {"aggregator": "federated.aggregator.scaffold", "learner": "tests.config_parts:OwnScaffold"}
     assert load_config_from_dict({"components": names}).components.learner == "tests.config_parts:OwnScaffold"
+
+
+def test_every_built_in_component_that_needs_a_setting_is_in_the_table():
+    """Of each kind, what its constructor has no default for; what the framework gives does not count."""
+    kinds = {name: "model" if name.startswith("model.") else name.split(".")[1] for name in COMPONENTS}
+    needy = {name for name, kind in kinds.items() if kind != "trainer"
+             and any(parameter.default is parameter.empty for parameter, _ in
+                     setting_parameters(registry.resolve(name, kind), RESERVED[kind]).values())}
+    assert needy == NEEDY
+
+
+@pytest.mark.parametrize("name", sorted(NEEDY))
+def test_a_setting_that_is_needed_is_missed_before_anything_starts(name):
+    """Also where the section of its settings is not there at all: the run ended with a TypeError, and --dry_run did not."""
+    kind = "model" if name.startswith("model.") else "aggregator"
+    with pytest.raises(ConfigError, match=rf"^{kind}_config\.\w+: is missing: \w+ needs it$"):
+        load_config_from_dict({"components": {kind: name}})
 
 
 def test_every_built_in_aggregator_that_needs_a_learner_is_in_the_table():

@@ -45,3 +45,12 @@ LEARNERS = {
     "federated.aggregator.scaffold": "federated.learner.scaffold",
     "federated.aggregator.feddyn": "federated.learner.feddyn",
 }
+
+#: Components that cannot be made without a setting: theirs are held against the constructor even where none is given.
+NEEDY = frozenset({
+    "federated.aggregator.qfedavg",
+    "federated.aggregator.norm_clipping",
+    "federated.aggregator.centred_clipping",
+    "federated.aggregator.fltrust",
+    "model.torch.module",
+})
