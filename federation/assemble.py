@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from federation.config import Config, revealed
-from federation.core.aggregator import Aggregator
+from federation.config_schema import plain
+from federation.core.aggregator import Aggregator, MeanAggregator
 from federation.core.learner import Context, Learner
 from federation.core.model import Model
 from federation.core.random import stream_seed
@@ -184,9 +185,14 @@ def client_name(config: Config) -> str:
 
 
 def remote_setup(config: Config, parts: Parts) -> dict[str, str]:
-    """What a server and a client of a network must have in common: the seed of all draws, and the model's layout."""
-    layout = parts.make_model().weights.layout
-    return {"seed": str(config.seed), "model": str(layout.to_dict())}
+    """What a server and a client of a network must have in common: the seed of all draws, the model's layout, the arrays that
+    stay with clients, and an aggregator that weighs updates, as it does so where they are trained."""
+    layout, aggregator = parts.make_model().weights.layout, parts.make_aggregator()
+    weighs = isinstance(aggregator, MeanAggregator) and aggregator.weighs
+    settings = dict(sorted(plain(config.aggregator_config).items()))
+    return {"seed": str(config.seed), "model": str(layout.to_dict()),
+            "local_parameters": ", ".join(config.trainer_config.local_parameters) or "none",
+            "aggregator": f"{type(aggregator).__qualname__} with {settings}" if weighs else "none that weighs updates"}
 
 
 def setup(config: Config) -> dict[str, str]:

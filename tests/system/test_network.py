@@ -233,6 +233,29 @@ def test_what_clients_keep_and_what_is_packed(network, tmp_path, rule):
     assert rule == "scaffold" or net.result[2] == expected[2]
 
 
+CLIPPING = ["components.aggregator=federated.aggregator.norm_clipping", "aggregator_config.clip_norm=0.01"]
+
+
+@pytest.mark.parametrize(("servers", "clients", "word"), [
+    (CLIPPING, [], "aggregator"), (CLIPPING, [*CLIPPING[:1], "aggregator_config.clip_norm=1.0"], "aggregator"),
+    ([], CLIPPING, "aggregator"), (["trainer_config.local_parameters=[bias]"], [], "local_parameters")],
+    ids=["no clipping", "another clip_norm", "clipping alone", "local parameters"])
+def test_a_client_that_would_do_something_else_is_refused(network, servers, clients, word):
+    """Updates are weighed, and arrays kept back, where they are trained: it would go unnoticed in a sum."""
+    net = network(["components.model=model.numpy.linear", "tracker=none", "num_clients=2", "trainer_config.max_rounds=2",
+                   "trainer_config.connect_timeout=30"])
+    net.start("server", more=tuple(servers))
+    net.start("0", more=tuple(clients))
+    net.start("1", more=tuple(servers))
+    assert net.processes["0"].wait(60) == 1, net.log("server")
+    assert f"differs from the server in {word}: " in net.log("0")
+    net.start("0", more=tuple(servers))
+    assert net.finish() == {"server": 0, "0": 0, "1": 0}, net.log("server")
+    settings = [*net.settings, *servers]
+    subprocess.run(command(folder=net.folder / "serial", settings=settings, mode="serial"), check=True, timeout=120)
+    assert net.result[:2] == Finished(0, "", "", net.folder / "serial", 0).result[:2]
+
+
 def test_with_certificates_tokens_and_a_list(network, expected, tmp_path):
     """Mutual TLS; who is not on the list, or has another token, is refused with status 1 and the reason at both ends."""
     make(tmp_path / "certs", ["localhost"], [f"client_{index}" for index in range(7)])
