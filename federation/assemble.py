@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from federation.builtin.table import LEARNERS
 from federation.config import Config, revealed
 from federation.config_schema import plain
 from federation.core.aggregator import Aggregator, MeanAggregator
@@ -84,8 +85,10 @@ class Parts:
         """Rank 0's node."""
         config = self.config.trainer_config
         if isinstance(transport, Star):
-            return OpenServerNode(transport=transport, host=self.make_host(transport), setup=remote_setup(self.config, self),
-                                  round_timeout=config.round_timeout, expected=self.config.num_clients)
+            wanted = {self.aggregator.learner: "used"} if self.aggregator.learner else {}
+            return OpenServerNode(transport=transport, host=self.make_host(transport),
+                                  setup={**remote_setup(self.config, self), **wanted}, round_timeout=config.round_timeout,
+                                  expected=self.config.num_clients)
         host = self.make_host(transport, trains=config.server_hosts_clients or transport.size == 1)
         return ServerNode(transport=transport, host=host, hosts_clients=config.server_hosts_clients, setup=setup(self.config),
                           placement=config.placement, round_timeout=config.round_timeout)
@@ -106,7 +109,10 @@ class Parts:
         else:
             host.own[name] = host.learner
             host.learner.bind(self.data.client(0, 1), Context(name, 0, self.config.seed))
-        return ClientNode({"node_id": name}, transport=transport, host=host, setup=remote_setup(self.config, self), hosts=hosts)
+        ours = (self.config.components.learner, *self.learner.implements)
+        learners = {wanted: "used" if wanted in ours else "not used" for wanted in LEARNERS.values()}
+        return ClientNode({"node_id": name}, transport=transport, host=host,
+                          setup={**remote_setup(self.config, self), **learners}, hosts=hosts)
 
     def make_trainer(self, server: ServerNode, recorder: Recorder) -> Trainer:
         """The trainer; of the services below, its constructor gets by name those that it asks for."""

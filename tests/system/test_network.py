@@ -238,8 +238,9 @@ CLIPPING = ["components.aggregator=federated.aggregator.norm_clipping", "aggrega
 
 @pytest.mark.parametrize(("servers", "clients", "word"), [
     (CLIPPING, [], "aggregator"), (CLIPPING, [*CLIPPING[:1], "aggregator_config.clip_norm=1.0"], "aggregator"),
-    ([], CLIPPING, "aggregator"), (["trainer_config.local_parameters=[bias]"], [], "local_parameters")],
-    ids=["no clipping", "another clip_norm", "clipping alone", "local parameters"])
+    ([], CLIPPING, "aggregator"), (["trainer_config.local_parameters=[bias]"], [], "local_parameters"),
+    (["components.aggregator=federated.aggregator.feddyn"], [], "federated.learner.feddyn")],
+    ids=["no clipping", "another clip_norm", "clipping alone", "local parameters", "no FedDyn"])
 def test_a_client_that_would_do_something_else_is_refused(network, servers, clients, word):
     """Updates are weighed, and arrays kept back, where they are trained: it would go unnoticed in a sum."""
     net = network(["components.model=model.numpy.linear", "tracker=none", "num_clients=2", "trainer_config.max_rounds=2",
@@ -254,6 +255,23 @@ def test_a_client_that_would_do_something_else_is_refused(network, servers, clie
     settings = [*net.settings, *servers]
     subprocess.run(command(folder=net.folder / "serial", settings=settings, mode="serial"), check=True, timeout=120)
     assert net.result[:2] == Finished(0, "", "", net.folder / "serial", 0).result[:2]
+
+
+def test_a_client_may_have_the_learner_alone(network):
+    """Who names the learner that the server's rule needs, and no aggregator, does its part; so does one of FedProx's."""
+    for rule, learner in (("feddyn", "feddyn"), ("fedavg", "fedprox")):
+        common = ["components.model=model.numpy.linear", "tracker=none", "num_clients=1", "trainer_config.max_rounds=2"]
+        net = network(common)
+        net.folder = net.folder / rule
+        net.folder.mkdir()
+        servers = [f"components.aggregator=federated.aggregator.{rule}"]
+        clients = [f"components.learner=federated.learner.{learner}"]
+        net.start("server", more=tuple(servers))
+        net.start("0", more=tuple(clients))
+        assert net.finish() == {"server": 0, "0": 0}, net.log("server")
+        subprocess.run(command(folder=net.folder / "serial", settings=[*common, *servers, *clients], mode="serial"), check=True,
+                       timeout=120)
+        assert net.result[:2] == Finished(0, "", "", net.folder / "serial", 0).result[:2]
 
 
 def test_with_certificates_tokens_and_a_list(network, expected, tmp_path):
