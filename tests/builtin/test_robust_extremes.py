@@ -7,6 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from federation.assemble import assemble
 from federation.builtin import (
     BulyanAggregator,
     CentredClippingAggregator,
@@ -16,6 +17,7 @@ from federation.builtin import (
     MultiKrumAggregator,
     TrimmedMeanAggregator,
 )
+from federation.config import load_config_from_dict
 from federation.core.gram import Geometry, GramSum
 from federation.core.types import ClientUpdate
 from federation.errors import ConfigError, RoundError, UpdateError
@@ -147,6 +149,18 @@ def test_numbers_of_clients_are_whole():
     with pytest.raises(RoundError, match="num_selected=5 is more than n - f = 4 of the 5 updates"):
         result(MultiKrumAggregator(1, num_selected=5), np.arange(5.0))
     assert result(MultiKrumAggregator(1, num_selected=1), np.array([0, 1, 1.25, 1.5, 10])) == 1.25
+
+
+@pytest.mark.parametrize(("aggregator", "settings", "words"), [
+    ("krum", {"num_byzantine": 2}, "a cohort of 6 clients: .* needs n >= 2f"),
+    ("bulyan", {}, "a cohort of 6 clients: .* needs n >= 4f"),
+    ("multikrum", {"num_selected": 6}, "a cohort of 6 clients: num_selected=6 is more than n - f = 5 of the 6")])
+def test_a_cohort_that_is_always_too_small_is_refused_before_it_trains(aggregator, settings, words):
+    """A wrong configuration, and no round that fails after its training."""
+    config = load_config_from_dict({"components": {"aggregator": f"federated.aggregator.{aggregator}"},
+                                    "aggregator_config": settings, "trainer_config": {"cohort_size": 6}})
+    with pytest.raises(ConfigError, match=words):
+        assemble(config)
 
 
 # ---- the geometric median

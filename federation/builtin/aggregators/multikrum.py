@@ -25,14 +25,18 @@ class MultiKrumAggregator(KrumFamily):
             check_whole("num_selected", num_selected, 1)
         self._num_selected = num_selected
 
+    def check_updates(self, count: int, what: str) -> None:
+        """See Aggregator; known of a cohort before it trains."""
+        super().check_updates(count, what)
+        most = count - self.num_byzantine
+        if self._num_selected is not None and self._num_selected > most:
+            raise RoundError(f"{what}: num_selected={self._num_selected} is more than n - f = {most} of the {count} updates: some "
+                             "of an attacker's would always be among them")
+
     async def step(self, matrix: Matrix, out: Weights) -> None:
         """Distances choose; one combination."""
         count = len(matrix)
-        most = count - self.num_byzantine
-        selected = most if self._num_selected is None else self._num_selected
-        if selected > most:
-            raise RoundError(f"num_selected={selected} is more than n - f = {most} of the {count} updates of this round: "
-                             "some of an attacker's would always be among them")
+        selected = count - self.num_byzantine if self._num_selected is None else self._num_selected
         scores = krum_scores((await matrix.gram()).squared_distances, self.num_byzantine)
         coefficients = np.zeros(count)
         coefficients[np.argsort(scores, kind="stable")[:selected]] = 1 / selected
