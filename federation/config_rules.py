@@ -41,6 +41,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     yield from _clients_at_once(config, sound)
     yield from _feddyn(config, sound)
     yield from _steps(config, sound)
+    yield from _fltrust(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
     if config.mode in ("server", "client", "distributed"):
@@ -175,6 +176,23 @@ def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
             and rounds >= max(2, last):
         yield "learner_config.lr_floor", (f"0: in round {max(2, last)} of {rounds} the rate is 0, by which SCAFFOLD divides; give "
                                           "one above 0, such as 0.01, or more lr_rounds")
+
+
+def _fltrust(config: Config, sound: Sound) -> Iterator[Broken]:
+    """Its root client is to be in every cohort. Over a network, clients have names of their own, and come and go."""
+    if (config.components.aggregator != "federated.aggregator.fltrust" or config.mode in ("server", "client", "distributed")
+            or not sound("components", "components.aggregator", "mode", "num_clients", "trainer_config")):
+        return
+    trainer, total, where = config.trainer_config, config.num_clients, "aggregator_config.root_client"
+    root = config.aggregator_config.get("root_client")
+    if isinstance(root, str) and root not in map("client_{}".format, range(total)) and sound(where):
+        yield where, f"{root} is none of the clients, which are client_0 to client_{total - 1}"
+    for name in ("cohort_size", "fraction"):
+        given = getattr(trainer, name)
+        size = given if name == "cohort_size" else None if given is None else cohort_size_of(given, total)
+        if size is not None and size < total and sound(f"trainer_config.{name}"):
+            yield f"trainer_config.{name}", (f"{given} draws {size} of {total} clients, and FLTrust needs its root client in every "
+                                             "cohort; leave it out")
 
 
 def _sides(config: Config, sound: Sound) -> Iterator[Broken]:

@@ -355,6 +355,22 @@ def test_a_rate_that_would_be_0_after_the_last_round(load):
         load(scaffold + settings)
 
 
+@pytest.mark.parametrize(("more", "said"), [
+    ({"trainer_config": {"cohort_size": 9}}, r"trainer_config\.cohort_size: 9 draws 9 of 10 clients, and FLTrust needs its root"),
+    ({"trainer_config": {"fraction": 0.5}}, r"trainer_config\.fraction: 0\.5 draws 5 of 10 clients, and FLTrust needs its root"),
+    ({"aggregator_config": {"root_client": "client_10"}}, r"client_10 is none of the clients, .* client_0 to client_9"),
+    ({"aggregator_config": {"root_client": "client_01"}}, r"root_client: client_01 is none of the clients")])
+def test_fltrust_needs_its_root_client_in_every_cohort(more, said):
+    """A run would end in the first round without it, after the training."""
+    given = {"components": {"aggregator": "federated.aggregator.fltrust"}, "aggregator_config": {"root_client": "client_9"}}
+    for whole in ({}, {"trainer_config": {"cohort_size": 10}}, {"trainer_config": {"fraction": 1.0}}):
+        load_config_from_dict(given | whole)
+    with pytest.raises(ConfigError, match=said):
+        load_config_from_dict(given | more)
+    network = {"mode": "server", "transport": {"address": "127.0.0.1:9000"}, "aggregator_config": {"root_client": "hospital"}}
+    load_config_from_dict(given | network | {"trainer_config": {"cohort_size": 9}})
+
+
 def test_feddyn_takes_one_alpha_where_one_file_has_both(load):
     feddyn = "components: {aggregator: federated.aggregator.feddyn}\n"
     for settings in ("", "aggregator_config: {alpha: 0.01}", "aggregator_config: {alpha: 1}\nlearner_config: {alpha: 1.0}",
