@@ -18,6 +18,7 @@ import msgspec
 from federation.builtin.table import LEARNERS
 from federation.config import Config, revealed
 from federation.config_schema import plain
+from federation.config_settings import setting_parameters
 from federation.core.aggregator import Aggregator, MeanAggregator
 from federation.core.learner import Context, Learner
 from federation.core.model import Model
@@ -195,7 +196,8 @@ def remote_setup(config: Config, parts: Parts) -> dict[str, str]:
     stay with clients, and an aggregator that weighs updates, as it does so where they are trained."""
     layout, aggregator = parts.make_model().weights.layout, parts.make_aggregator()
     weighs = isinstance(aggregator, MeanAggregator) and aggregator.weighs
-    settings = dict(sorted(plain(config.aggregator_config).items()))
+    defaults = {name: parameter.default for name, (parameter, _) in setting_parameters(parts.aggregator).items()}
+    settings = dict(sorted((defaults | plain(config.aggregator_config)).items()))
     return {"seed": str(config.seed), "model": str(layout.to_dict()),
             "local_parameters": ", ".join(config.trainer_config.local_parameters) or "none",
             "aggregator": f"{type(aggregator).__qualname__} with {settings}" if weighs else "none that weighs updates"}
