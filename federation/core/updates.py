@@ -329,8 +329,8 @@ class FloatSum(UpdateSum):
             target, start = array.reshape(-1), begun.reshape(-1)
             mean = self._part(index).astype(np.float64) * math.ldexp(1.0, self._log2_c) / self._divisor_of(index)
             if target.dtype.kind in "iu":
-                rounded = np.clip(np.rint(mean), -(2.0**62), 2.0**62).astype(np.int64)
-                kernels.finish(target, start, [rounded], 1.0, 1.0)
+                high, low = np.divmod(np.rint(mean), 2.0**kernels.LIMB_BITS)  # it may be further than an int64 goes
+                kernels.finish(target, start, [low.astype(np.int64), high.astype(np.int64)], 1.0, 1.0)
             else:
                 mean += start
                 if target.dtype.kind == "b":

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.core.updates import ExactSum, FloatSum, UpdateSum, make_sum
+from federation.core.updates import Contribution, ExactSum, FloatSum, UpdateSum, make_sum
 from federation.core.weights import Layout, Weights, aligned_empty
 from federation.errors import Diverged, RoundError, UpdateError
 
@@ -97,14 +97,14 @@ def test_half_precision_sums_neither_overflow_nor_stall(reduction, factor):
 @every_reduction
 def test_dtypes_without_a_sum_of_their_own(reduction):
     """S-COMM-04: bfloat16, bool and '>f8'."""
-    start = Weights.of({"b": np.zeros(2, BF16), "mask": np.array([True, False]), "big": np.zeros(3, ">f8")})
-    updates = [([np.array(pair, BF16), np.array([True, False]), np.array([0, 1, 2], ">f8")], 1)
+    start = Weights.of({"b": np.zeros(2, BF16), "mask": np.array([True, False, False]), "big": np.zeros(3, ">f8")})
+    updates = [([np.array(pair, BF16), np.array([True, False, pair[0] > 1]), np.array([0, 1, 2], ">f8")], 1)
                for pair in ([1.0, 2.0], [3.0, 4.0])]
     result = mean(start, updates, reduction)
     assert result["b"].dtype == BF16
     assert result["b"].tolist() == [2.0, 3.0]
     assert result["mask"].dtype == bool
-    assert result["mask"].tolist() == [True, False]
+    assert result["mask"].tolist() == [True, False, False]  # true above 1/2
     assert result["big"].tolist() == [0.0, 1.0, 2.0]
 
 
@@ -246,6 +246,24 @@ def test_means_of_integers_are_exact_before_they_are_rounded(start_value, client
         assert abs(result - true) <= Fraction(501, 1000)
 
 
+def test_integers_of_another_kind_are_compared_as_integers():
+    """In float64, both would be 2**60."""
+    assert mean(Weights.of([np.array([2**60 + 1])]), [([np.array([2**60 + 3], np.uint64)], 1)])[0].tolist() == [2**60 + 3]
+
+
+@pytest.mark.parametrize("peak", [0.0, 2.0**-10, 0.75, 1.0, 3.0])
+@pytest.mark.parametrize("planned", [1, 4, 5])
+def test_the_integers_are_those_of_the_formula(peak, planned):
+    """C and B of the module's docstring: all ranks and versions have to agree on them."""
+    start = Weights.of([np.array([-peak, 0.0]), np.array(7)])
+    total = sum_of(start, [([np.array([-peak, 0.125]), np.array(4)], 3)], total_samples=planned, cohort_size=1)
+    c = next(2**k for k in range(9) if 2**k >= planned)
+    b = next(2**k for k in range(99) if 2**k >= 2**10 * peak)
+    values = total.limbs[0].tolist()
+    assert values[:2] == [0, Fraction(1, 8) * 3 * Fraction(2**61, b * c)]
+    assert values[8] == -3 * 3 * Fraction(2**41, c)
+
+
 def test_many_small_updates_of_float32_are_rounded_correctly():
     rng = np.random.default_rng(0)
     start = Weights.of([(rng.normal(size=500) * 0.05).astype(np.float32)])
@@ -297,7 +315,7 @@ def test_a_diverged_client_leaves_no_trace(reduction, bad, dtype):
     total.add("client_0", [np.array([1, 1], dtype), np.array([1, 1], dtype), np.array(5)], 1)
     before = whole_values(total)
     with pytest.raises(Diverged, match="client_1") as error:
-        total.add("client_1", [np.array([7, 7], dtype), np.array([bad, 2], dtype), np.array(9)], 1)
+        total.add("client_1", [np.array([0.5, 0.5], dtype), np.array([bad, 2], dtype), np.array(9)], 1)
     assert (error.value.client_id, error.value.parameter) == ("client_1", "b")
     assert whole_values(total) == before
     assert (total.num_samples, total.count) == (1, 1)
@@ -334,12 +352,23 @@ def test_a_model_in_one_buffer_counts_as_its_arrays_do(reduction, peak):
 
 
 @every_reduction
+def test_a_model_in_another_order_counts_by_name(reduction):
+    update = Weights.of({"b": np.float32([0.75, 1]), "a": np.float32([0.25, 0.5])})
+    start = Weights.of({"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32)})
+    assert [array.tolist() for array in mean(start, [(update, 5)], reduction)] == [[0.25, 0.5], [0.75, 1]]
+
+
+@every_reduction
 def test_no_samples_is_an_error_and_changes_nothing(reduction):
     """S-AGG-03: all clients report 0 samples."""
     start = Weights.of([np.array([5, 1], np.float32)])
     out = start.copy()
     total = sum_of(start, [([np.array([2, 8], np.float32)], 0)] * 2, reduction)
     with pytest.raises(RoundError, match=r"total number of samples is 0 \(2 updates"):
+        total.mean_into(out)
+    total = make_sum(reduction, start.layout, start, total_samples=1, cohort_size=1)
+    total.add("client_0", [np.array([2, 8], np.float32)], 1, Contribution(1.0, -1.0))
+    with pytest.raises(RoundError, match=r"adds up to -1\.0"):
         total.mean_into(out)
     assert out[0].tolist() == [5, 1]
 
@@ -390,6 +419,24 @@ def test_a_value_too_far_for_an_exact_sum_is_refused_with_its_magnitude():
     assert out[0].tolist() == [0.0, 1.5]
 
 
+def test_a_value_beyond_float32_has_no_sum_in_it():
+    start = zeros(np.zeros(2))
+    total = make_sum("float32", start.layout, start, total_samples=1, cohort_size=1)
+    with pytest.raises(UpdateError, match=r"client_0: parameter '0' holds a value of magnitude 1e\+200"):
+        total.add("client_0", [np.array([1e200, 1])], 1)
+    assert not total.limbs[0].any()
+
+
+@every_reduction
+@pytest.mark.parametrize(("begun", "values"), [(-2**62, [2**62, 2**61]), (2**62, [-2**62, -2**63]),
+                                               (np.uint64(0), [2**63, 2**62])])
+def test_integers_that_are_far_apart(reduction, begun, values):
+    """Further than a signed integer of 64 bits goes."""
+    start = Weights.of([np.array([begun])])
+    updates = [([np.array([value], start[0].dtype)], 1) for value in values]
+    assert mean(start, updates, reduction)[0].tolist() == [sum(values) // 2]
+
+
 @every_reduction
 def test_more_updates_than_planned_are_refused(reduction):
     start = zeros(np.zeros(2, np.float32))
@@ -406,6 +453,8 @@ def test_more_samples_than_planned_keep_the_mean_right():
     updates = [([np.array([0.9], np.float32)], 2**40), ([np.array([-0.3], np.float32)], 2**41)]
     expected = np.float32((Fraction(float(np.float32(0.9))) - 2 * Fraction(float(np.float32(0.3)))) / 3)
     assert mean(start, updates, total_samples=1)[0][0] == pytest.approx(expected, abs=1e-15)
+    # Each fits into 64 bits, as one of so many may; all of them together would not.
+    assert mean(start, [([np.array([0.9], np.float32)], 1)] * 8, total_samples=1)[0][0] == np.float32(0.9)
 
 
 def test_the_largest_cohort_cannot_overflow():
@@ -425,6 +474,9 @@ def test_global_weights_that_are_not_finite_are_refused(reduction):
         start = Weights.of({"w": np.array([1.0, bad])})
         with pytest.raises(UpdateError, match="global weights hold NaN or infinity in 'w'"):
             make_sum(reduction, start.layout, start, total_samples=1, cohort_size=1)
+    start = Weights.of({"w": np.array([1.0, math.nextafter(2.0**900, math.inf)])})
+    with pytest.raises(UpdateError, match=r"hold 8\.45e\+270 in 'w', beyond"):
+        make_sum(reduction, start.layout, start, total_samples=1, cohort_size=1)
 
 
 def test_layouts_of_start_and_mean_must_be_the_sums():
@@ -486,7 +538,7 @@ def test_a_round_on_used_memory_begins_from_zero(reduction, first):
     start = Weights.of({"w": np.linspace(-1, 1, 40, dtype=np.float32).reshape(4, 10), "b": np.ones(3, np.float32)})
     near, far, bad = (start.copy() for _ in range(3))
     near[0][1, 1], far[1][2], bad[1][1] = 1.25, 1e9, math.nan
-    used = sum_of(start, [(far, 3), (near, 2)], reduction)
+    used = sum_of(start, [(far, 3), (near, 2)], reduction, total_samples=1000, cohort_size=20)
     new = make_sum(reduction, start.layout, start, total_samples=5, cohort_size=2)
     used.reset(start, 5, 2, start.peaks())
     for total in (used, new):
