@@ -118,6 +118,10 @@ def test_fedopt_known_answers():
         x = adam.aggregate([update(1, [x + 0.5])], [x])[0].copy()
         seen.append(x[0])
     assert seen == pytest.approx([1.0980392, 1.2308438], abs=5e-8)
+    adagrad, x = FedAdagradAggregator(), np.array([1.0])  # by default without momentum
+    for expected in (1 + 0.5 / (0.5 + 1e-3), 1 + 0.5 / (0.5 + 1e-3) + 0.25 / (math.sqrt(0.3125) + 1e-3)):
+        x = adagrad.aggregate([update(1, [x + (0.5 if x[0] == 1 else 0.25)])], [x])[0].copy()
+        assert x[0] == pytest.approx(expected, rel=1e-12)
     momentum, x = FedAvgMAggregator(momentum=0.9), np.array([0.0])
     for _ in range(2):
         x = momentum.aggregate([update(1, [x + 1])], [x])[0].copy()
@@ -176,6 +180,13 @@ def test_a_metric_that_is_not_finite_is_that_of_a_client_that_diverged(name, met
             ALL[name]().aggregate([update(1, [np.ones(2)]), update(7, [np.ones(2)], **{metric: value})], [np.zeros(2)])
 
 
+@pytest.mark.parametrize("q", [0.5, 2.0])
+def test_a_client_without_any_loss_counts_as_one_with_hardly_any(q):
+    found = [QFedAvgAggregator(lipschitz=10.0, q=q).aggregate(
+        [update(1, [np.ones(2)], start_loss=loss), update(2, [np.full(2, 3.0)])], [np.zeros(2)])[0].tolist() for loss in (0, 1e-10)]
+    assert found[0] == found[1]
+
+
 def test_a_power_beyond_float64_names_the_client_and_q():
     with pytest.raises(UpdateError, match=r"client-7: start_loss=2\.3 .* q=1000"):
         QFedAvgAggregator(lipschitz=10.0, q=1000.0).aggregate([update(7, [np.ones(2)], start_loss=2.3)], [np.zeros(2)])
@@ -197,14 +208,16 @@ def test_norm_clipping_clips_each_update():
         np.testing.assert_allclose(found - start, [0.45, 0.6], rtol=1e-12)
 
 
-def test_norm_clipping_bounds_a_huge_update():
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+def test_norm_clipping_bounds_a_huge_update(weighting):
     start, updates = cohort(5)
     updates.append(update(9, [array + 1e30 for array in start], 1))
-    found = NormClippingAggregator(clip_norm=0.5, weighting="uniform").aggregate(updates, start)
+    found = NormClippingAggregator(clip_norm=0.5, weighting=weighting).aggregate(updates, start)
+    counts = [each.num_samples if weighting == "samples" else 1 for each in updates]
     expected = np.zeros(17)
-    for each in updates:
+    for each, count in zip(updates, counts, strict=True):
         difference = vector(each.weights) - vector(start)
-        expected += difference * min(1, 0.5 / np.linalg.norm(difference)) / 6
+        expected += count / sum(counts) * difference * min(1, 0.5 / np.linalg.norm(difference))
     np.testing.assert_allclose(vector(found) - vector(start), expected, rtol=1e-9, atol=1e-13)
 
 
@@ -236,6 +249,12 @@ def test_feddyn_follows_the_paper_over_rounds():
         aggregator.step(filled(layout, [x]), mean, RoundStats(number, num_clients, 3, 30))
         np.testing.assert_allclose(mean[0], expected, rtol=1e-12, atol=1e-13)
         x = expected
+
+
+def test_feddyn_counts_clients_alike():
+    """Of all clients, h = -alpha (mean - x), so that the result is twice as far as the mean of the clients."""
+    updates = [update(1, [np.array([1.0])], 1), update(2, [np.array([4.0])], 99)]
+    assert FedDynAggregator(alpha=0.5).aggregate(updates, [np.zeros(1)])[0].tolist() == [5.0]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -311,7 +330,7 @@ def test_state_survives_a_restart(name):
     (FedAdagradAggregator, "tau", [0, -1, math.nan]), (FedAdamAggregator, "server_lr", [0, -1, math.inf, math.nan]),
     (FedAvgAggregator, "weighting", ["sample", None]), (FedProxAggregator, "weighting", ["sample"]),
     (FedAdamAggregator, "weighting", ["sample"]), (FedDynAggregator, "alpha", [0, -1, math.nan]),
-    (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
+    (FedNovaAggregator, "weighting", ["uniform"]), (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
 def test_settings_out_of_range_are_named(kind, name, values):
     for value in values:
         with pytest.raises(ConfigError, match=name):
@@ -326,6 +345,12 @@ def test_integers_take_the_plain_mean_even_where_nobody_calls_them_buffers(rule)
     updates = [ClientUpdate(f"client_{count}", {"w": np.full(2, count, np.float32), "count": np.array(count)}, 5,
                             {"normaliser": float(count), "start_loss": 1.0 / count}) for count in (4, 8)]
     assert int(rule.aggregate(updates, Weights.of(start))["count"]) == 6
+
+
+def test_integers_are_rounded_to_even_and_booleans_are_true_above_a_half():
+    values = np.array([0.5, 1.5, 2.5, -0.5, -1.5])
+    assert rounded(values, np.dtype(np.int32)).tolist() == [0, 2, 2, 0, -2]
+    assert rounded(values, np.dtype(bool)).tolist() == [False, True, True, False, False]
 
 
 def test_bfloat16_is_rounded_once():

@@ -144,6 +144,13 @@ def test_a_minority_moves_the_geometric_median_no_further_than_its_honest_scale(
     assert np.linalg.norm(found) <= 2 * (1 - share) / (1 - 2 * share) * widest
 
 
+@pytest.mark.parametrize("settings", [{"smoothing": 5.0}, {"tolerance": 1e-2}])
+def test_the_geometric_median_has_no_unit(settings):
+    """Smoothing and tolerance are shares of the scale, so that a power of two changes no bit of the mantissas."""
+    rows, rule = np.random.default_rng(3).normal(size=(5, 12)), GeometricMedianAggregator(**settings)
+    np.testing.assert_array_equal(result(rule, rows * 2.0**20), result(rule, rows) * 2.0**20)
+
+
 def test_geometric_median_of_equal_rows_is_the_row():
     row = np.random.default_rng(1).normal(size=10)
     np.testing.assert_array_equal(result(GeometricMedianAggregator(), [row] * 4), row)

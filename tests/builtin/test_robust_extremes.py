@@ -11,6 +11,7 @@ from federation.assemble import assemble
 from federation.builtin import (
     BulyanAggregator,
     CentredClippingAggregator,
+    FLTrustAggregator,
     GeometricMedianAggregator,
     KrumAggregator,
     MedianAggregator,
@@ -88,8 +89,8 @@ def test_no_finite_update_is_too_much_for_a_rule_that_selects(aggregator, huge):
     assert np.abs(result(aggregator, rows, np.zeros(8))).max() <= np.abs(np.delete(rows, 4, axis=0)).max()
 
 
-@pytest.mark.parametrize("aggregator", [GeometricMedianAggregator(), CentredClippingAggregator(1.0)],
-                         ids=["geometric_median", "centred_clipping"])
+@pytest.mark.parametrize("aggregator", [GeometricMedianAggregator(), CentredClippingAggregator(1.0), FLTrustAggregator("client_0")],
+                         ids=["geometric_median", "centred_clipping", "fltrust"])
 def test_rules_that_weigh_by_distance_name_who_is_too_far(aggregator):
     rows = np.random.default_rng(1).normal(size=(5, 8))
     for huge in (1e30, 1e45):

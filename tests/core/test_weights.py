@@ -125,6 +125,22 @@ def test_copies_know_which_arrays_are_buffers():
     for kept in (weights.copy(), Weights.of(weights), Weights(Layout.from_dict(weights.layout.to_dict()), weights.buffer)):
         assert kept.layout.buffers == {"mean"}
         assert kept.layout.parameters == (0,)
+    both = Layout(["v"], [(1,)], [np.float64]).followed_by(weights.layout)
+    assert (both.buffers, both.parameters) == ({"mean"}, (0, 1))
+
+
+@pytest.mark.parametrize("borrowed", [False, True])
+def test_head_and_tail_share_the_memory(borrowed):
+    whole = Weights.zeros(Layout(["w", "mean", "n"], [(50,), (3,), ()], [np.float32, np.float32, np.int64], ["mean"]))
+    whole = Weights(whole.layout, whole.buffer, borrowed)
+    for count in range(4):
+        head, tail = whole.head(count), whole.tail(count)
+        for array, name in zip([*head, *tail], whole.names, strict=True):
+            array[...] = count + 1
+            assert (whole[name] == count + 1).all()
+        assert head.names + tail.names == whole.names
+        assert head.layout.buffers | tail.layout.buffers == {"mean"}
+        assert head.borrowed == tail.borrowed == whole.read_only().borrowed == borrowed
 
 
 def test_a_read_only_view_follows_and_cannot_be_written():
