@@ -189,9 +189,7 @@ def _distinct(rng: np.random.Generator, pool: int, count: int) -> np.ndarray:
         return shuffled(rng, pool)[:count]
     found = np.empty(0, np.int64)
     while len(found) < count:  # each pass draws at least two thirds of what is missing, so there are few
-        drawn = np.concatenate([found, below(rng, pool, count - len(found))])
-        _, first = np.unique(drawn, return_index=True)
-        found = drawn[np.sort(first)]
+        found = np.unique(np.concatenate([found, below(rng, pool, count - len(found))]))
     return found
 
 

@@ -154,6 +154,11 @@ def test_cohorts_stay_what_they_are(name: str, expected: list[list[int]]) -> Non
     assert [SAMPLERS[name](11, round, sizes, 5).tolist() for round in (1, 2, 1000)] == expected
 
 
+def test_the_two_ways_to_draw_change_where_they_did() -> None:
+    """A quarter of the clients is still drawn one by one."""
+    assert [draw_cohort(11, round, 8, 2).tolist() for round in (1, 2, 3)] == [[0, 4], [1, 7], [3, 4]]
+
+
 def test_uniform_is_the_plain_draw() -> None:
     np.testing.assert_array_equal(uniform(3, 4, np.ones(50, np.int64), 9), draw_cohort(3, 4, 50, 9))
     np.testing.assert_array_equal(uniform(3, 4, np.array([0, 1, 1, 0, 1, 1]), 2),
