@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -38,6 +40,12 @@ def test_float16_has_eleven_bits_at_any_magnitude(scale):
     assert (np.abs(found.astype(np.float64) - change) <= bound).all()
 
 
+@pytest.mark.parametrize("change", [[-1e30, -3e28], [0.0, -0.0], [np.nextafter(np.float32(1), np.float32(0)), 1e-3]])
+def test_float16_scales_by_magnitude_and_leaves_room_to_round(change):
+    [found] = through(Float16([2]), np.float32(change))
+    np.testing.assert_allclose(found, np.float32(change), rtol=2.0**-11)
+
+
 def test_bfloat16_is_what_ml_dtypes_rounds_to():
     change = np.concatenate([around(1.0), around(1e-38), around(1e37)])
     first, second = through(BFloat16([4, change.size - 4]), change[:4], change[4:])
@@ -67,6 +75,14 @@ def test_int8_of_the_largest_float_is_finite():
     assert np.isfinite(found).all()
     assert np.allclose(found, change, rtol=1e-6)
     assert (found[Int8.BLOCK:] == np.float32(3) / np.float32(127) * np.float32(127)).all()
+
+
+def test_int8_rounds_the_largest_of_a_block_no_further_up():
+    """In float32, 127 and the largest number below 1 are 128, which wraps around."""
+    most = SimpleNamespace(random=lambda shape, dtype: np.full(shape, np.nextafter(dtype(1), dtype(0)), dtype))
+    codec = Int8([2])
+    [found] = codec.decode(np.frombuffer(codec.encode([np.float32([2, -2])], most), np.uint8))
+    assert found[0] == pytest.approx(2)
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.floats(0.01, 1.0))
@@ -122,6 +138,17 @@ def test_what_arrives_is_what_the_sender_counts(codec, arrays, seed):
             assert found.tobytes() == start[index].tobytes()
         elif index not in start.layout.parameters:
             assert found.tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_changes_of_large_weights_are_taken_in_their_own_precision(codec):
+    """And what travels as it is has the model's dtype, whatever the client's."""
+    start = Weights.of({"w": np.full(2, 1e9), "n": np.arange(3)})
+    packing = Packing(Compression(codec, 1.0), start)
+    trained = [start[0] + [0.25, -0.25], np.int32([5, 6, 7])]
+    found = packing.unpack("c", packing.pack("c", trained, draws()).data)
+    np.testing.assert_allclose(found[0], trained[0], rtol=0, atol=1e-6)
+    assert (found[1].dtype, found[1].tolist()) == (np.int64, [5, 6, 7])
 
 
 def test_the_start_is_left_as_it_is():
