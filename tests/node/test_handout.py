@@ -77,7 +77,15 @@ def test_others_take_from_the_end_of_the_fullest_share():
     assert handout.first == {1: ["a", "b"], 2: ["e"], 3: []}
     assert [handout.take(3), handout.take(3)] == [["d"], ["c"]]
     assert [handout.take(3), handout.take(3), handout.take(3)] == [["g"], ["f"], []]
+
+
+def test_the_fullest_share_is_the_one_of_which_most_is_left():
+    costs = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.5, "e": 4.0, "f": 3.0, "g": 1.5, "h": 1.0}
+    handout = Handout(ORDER, {1: list("abcd"), 2: list("efgh"), 3: []}, costs)
     assert handout.take(0) == [], "a rank that hosts no client gets none"
+    assert [handout.take(3) for _ in range(5)] == [["d"], ["h"], ["c"], ["g"], []]
+    handout = Handout(ORDER, {1: list("abcd"), 2: []}, {"a": 10.0, "b": 3.0, "c": 1.0, "d": 1.0})
+    assert [handout.take(2), handout.take(2)] == [["d", "c"], ["b"]], "half of what is left, by what is taken"
 
 
 @pytest.mark.parametrize(("costs", "worth"), [
@@ -101,6 +109,10 @@ def test_costs_are_doubtful_where_ranks_surprised():
     assert costs.are_doubtful
     costs.compare({1: 2}, {1: 20.0})
     assert not costs.are_doubtful, "there is only one rank"
+    costs.compare({1: 2, 2: 4}, {1: 2.0, 2: 0.0})
+    assert not costs.are_doubtful, "what took no time by the clock says nothing"
+    costs.compare({1: 0}, {1: 0.0})
+    assert costs.are_doubtful, "nothing is known of the last round"
 
 
 def test_reports_are_merged():

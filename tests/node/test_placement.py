@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import FederationError
-from federation.node.placement import Costs, place
-from federation.node.proxy import natural
+from federation.node.placement import Costs, Placement, place
+from federation.node.proxy import ClientProxy, natural
 
 costs_of = st.dictionaries(st.integers(0, 30).map(lambda index: f"client_{index}"), st.floats(0.01, 100), max_size=9)
 
@@ -41,6 +41,23 @@ def test_a_client_that_has_left_is_named():
     """In a program of one's own, which asks for results of those who were there before."""
     with pytest.raises(FederationError, match="client_7 is not connected any more"):
         place({"client_7": 1.0}, {"client_7": 4}, [1, 2])
+
+
+def test_who_lives_on_a_rank_loads_it():
+    clients = [ClientProxy("a", 3, rank=0), ClientProxy("b", 2, rank=None), ClientProxy("c", 9, rank=None)]
+    assert Placement().shares(clients, [0, 1], {}) == {0: ["a", "b"], 1: ["c"]}
+
+
+def test_the_order_of_equal_clients_is_that_of_their_names():
+    assert place({"b": 1.0, "c": 1.0, "a": 1.0}, {}, [1, 2]) == {1: ["a", "c"], 2: ["b"]}
+
+
+def test_state_draws_clients_to_its_rank_up_to_an_equal_share():
+    costs = {"new": 6.0, "a": 3.0, "b": 3.0, "c": 3.0, "d": 3.0, "gone": 0.0}
+    at_one = dict.fromkeys("abcd", 1)
+    assert place(costs, {}, [1, 2], preferred=at_one | {"gone": 7}) == {1: ["a", "b", "c", "gone"], 2: ["new", "d"]}
+    # Of the whole cost, that of clients included which live elsewhere.
+    assert place({"a": 3.0, "b": 3.0, "h": 12.0}, {"h": 3}, [1, 2, 3], preferred=at_one) == {1: ["a", "b"], 2: [], 3: ["h"]}
 
 
 def test_costs_follow_measurement():
