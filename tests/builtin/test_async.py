@@ -13,8 +13,10 @@ import federation
 from federation import ServerNode
 from federation.builtin import AsyncTrainer, DefaultTrainer, FedAsyncAggregator, FedAvgAggregator, FedBuffAggregator
 from federation.core.async_aggregator import LateUpdate, discount, staleness_of
+from federation.core.random import stream
 from federation.core.types import ClientUpdate
 from federation.core.weights import Layout, Weights
+from federation.data.draws import below
 from federation.data.latency import Latency
 from federation.errors import ConfigError, Diverged, RoundError, UpdateError
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
@@ -161,8 +163,6 @@ def test_the_order_of_events(tmp_path):
     data = federation.load_config_from_dict({"num_clients": 6, "seed": 2})
     from federation.assemble import load_data
     sizes = load_data(data).sizes
-    from federation.core.random import stream
-    from federation.data.draws import below
 
     now, number, flights = 0.0, 0, []
     for version, row in enumerate(rows):
@@ -242,6 +242,63 @@ def test_failing_and_diverging_clients_contribute_nothing():
     with pytest.raises(federation.FederationError, match="failed or had no samples, one after the other"):
         in_world({"w": f32(0)}, {"bad": answers}, hopeless)
     assert asyncio.iscoroutinefunction(program)
+
+
+def train(answers, aggregator, seed=0, on_divergence="drop", **config):
+    """A run of these clients: its rows, and the weight."""
+    async def program(server):
+        trainer = AsyncTrainer(server, Arrays({"w": f32(0)}), aggregator, {"evaluate": "none", **config}, seed=seed,
+                               on_divergence=on_divergence)
+        rows = []
+        trainer.recorder.record = rows.append
+        await trainer.run()
+        return rows, trainer.weights["w"][0], [(client.client_id, client.num_samples) for client in server.clients]
+
+    return in_world({"w": f32(0)}, answers, program)
+
+
+def test_each_update_is_taken_from_where_its_client_started():
+    """FedBuff by hand: a client makes 2 w + 1 of w, so that its update tells which version it was given."""
+    answers = {name: lambda start, context: ([2 * start[0] + 1], 1) for name in "abcde"}
+    rows, value, clients = train(answers, FedBuffAggregator(buffer_size=2, server_lr=0.5), seed=3, max_rounds=6, concurrency=3,
+                                 latency={"kind": "exponential"})
+    now, number, weight, version, flights, buffer, sent, expected = 0.0, 0, 0.0, 0, [], [], 0, []
+    while version < 6:
+        while len(flights) < 3:
+            number, sent = number + 1, sent + 1
+            generator = stream(3, "dispatch", number)
+            while (client := int(below(generator, 5, 1)[0])) in {flight[2] for flight in flights}:
+                pass
+            seconds = Latency("exponential").seconds(3, clients[client][0], number, clients[client][1])
+            flights.append((now + seconds, number, client, version, weight))
+        flights.sort()
+        now, _, _, started, begun = flights.pop(0)
+        buffer.append((version - started, begun + 1))
+        if len(buffer) == 2:
+            weight += 0.25 * sum(change / (1 + staleness) ** 0.5 for staleness, change in buffer)
+            version += 1
+            expected.append((version, now, 4 * sent, 8, max(staleness for staleness, _ in buffer)))
+            buffer, sent = [], 0
+    assert [(row["round"], row["virtual_seconds"], row["bytes_down"], row["bytes_up"], row["staleness_max"])
+            for row in rows] == expected
+    assert value == pytest.approx(weight, rel=1e-6)
+    assert max(row[-1] for row in expected) > 1, "nobody is late: choose another seed"
+
+
+def test_failures_between_updates_are_not_in_a_row():
+    """However many it takes to fill the buffer."""
+    answers = dict.fromkeys("abc", lambda start, context: ([start[0] + 1], 1))
+    answers["bad"] = lambda start, context: ValueError("deliberate")
+    rows, value, _ = train(answers, FedBuffAggregator(buffer_size=40), max_rounds=1, concurrency=1)
+    assert (len(rows), rows[0]["cohort_size"], value) == (1, 40, 1)
+
+
+def test_what_ends_a_run():
+    with (pytest.raises(RoundError, match="version 1: FedBuffAggregator made NaN or infinity"),
+          pytest.warns(RuntimeWarning, match="overflow")):
+        train({"a": lambda start, context: ([start[0] + 1], 1)}, FedBuffAggregator(1, server_lr=1e39), max_rounds=1)
+    with pytest.raises(Diverged, match="of a holds"):
+        train({"a": lambda start, context: ([f32(np.nan)], 1)}, FedBuffAggregator(1), on_divergence="raise", max_rounds=1)
 
 
 def test_a_run_whose_clients_never_have_samples_ends():
