@@ -105,7 +105,8 @@ def test_the_proximal_term_by_hand(learner, settings, wanted):
 
 
 @BOTH
-@pytest.mark.parametrize("extra", [{}, dict(momentum=0.9, weight_decay=0.1), dict(optimizer="adam"), dict(clip_norm=0.3)])
+@pytest.mark.parametrize("extra", [{}, dict(momentum=0.9, weight_decay=0.1), dict(optimizer="adam"), dict(clip_norm=0.3),
+                                   dict(momentum=0.9, keep_momentum=True)])
 def test_fedprox_without_mu_is_the_default_learner(kind, extra):
     """S-AGG-07: the same bits, in weights and metrics."""
     data = make_data(SIZE, classes=None)
@@ -113,6 +114,8 @@ def test_fedprox_without_mu_is_the_default_learner(kind, extra):
     prox, second = fit(FedProxLearner(linear(kind), mu=0.0, **SETTINGS, **extra), data)
     assert plain.sha256() == prox.sha256()
     assert first.metrics == second.metrics
+    assert (first.state or {}).keys() == (second.state or {}).keys()
+    assert all((array == second.state[name]).all() for name, array in (first.state or {}).items())
     assert fit(FedProxLearner(linear(kind), mu=0.1, **SETTINGS, **extra), data)[0].sha256() != plain.sha256()
 
 
@@ -185,11 +188,18 @@ def test_scaffold_on_a_client_without_steps():
     assert found.sha256() == begin().sha256()
 
 
-@pytest.mark.parametrize("shared", [None, Weights.of({"control.weight": np.zeros((1, 6), np.float32)})])
+@pytest.mark.parametrize("shared", [None, Weights.of({"control.weight": np.zeros((1, 6), np.float32)}),
+                                    Weights.of({"control.weight": np.zeros((1, 6), np.float32), "c": np.zeros(1, np.float32)})])
 @pytest.mark.parametrize("count", [0, 5])
 def test_scaffold_without_its_aggregator(shared, count):
     with pytest.raises(ConfigError, match=r"federated\.aggregator\.scaffold"):
         fit(ScaffoldLearner(linear("torch")), make_data(count, classes=None), shared=shared)
+
+
+def test_scaffold_needs_a_rate():
+    shared = Weights.of(arrays(np.zeros(7), "control."))
+    with pytest.raises(ConfigError, match="client_lr=0 in this round"):
+        fit(ScaffoldLearner(linear("numpy")), make_data(5, classes=None), shared=shared, client_lr=0.0)
 
 
 def test_scaffold_covers_what_its_aggregator_shares():
@@ -214,15 +224,15 @@ def test_scaffold_covers_what_its_aggregator_shares():
 # -- FedDyn ----------------------------------------------------------------------------------------------------------
 
 @BOTH
-@pytest.mark.parametrize("momentum", [0.0, 0.7])
-def test_feddyn_over_rounds(kind, momentum):
-    """Algorithm 1: three rounds, the gradient of one going into the next."""
+@pytest.mark.parametrize(("momentum", "keeps"), [(0.0, False), (0.7, False), (0.7, True)])
+def test_feddyn_over_rounds(kind, momentum, keeps):
+    """Algorithm 1: three rounds, the gradient of one going into the next, and the momentum where it is kept."""
     data = make_data(SIZE, classes=None)
-    alpha, learner = 0.3, FedDynLearner(linear(kind), alpha=0.3, momentum=momentum, **SETTINGS)
-    gradient, state, start = np.zeros(7), {}, begin()
+    alpha, learner = 0.3, FedDynLearner(linear(kind), alpha=0.3, momentum=momentum, keep_momentum=keeps, **SETTINGS)
+    gradient, velocity, state, start = np.zeros(7), 0.0, {}, begin()
     for round in (1, 2, 3):
         oracle, theta, w = Oracle(data, round=round), vector(start), vector(start)
-        velocity = 0.0
+        velocity = velocity if keeps else 0.0
         for batch in oracle.batches:
             velocity = momentum * velocity + oracle.gradient(w, batch) - gradient + alpha * (w - theta)
             w = w - RATE * velocity
@@ -231,28 +241,35 @@ def test_feddyn_over_rounds(kind, momentum):
         close(vector(found), w)
         close(vector(result.state, "gradient."), gradient)
         state, start = result.state, begin(round)
-    assert sorted(state) == ["gradient.bias", "gradient.weight"]
+    assert sorted(state) == ["gradient.bias", "gradient.weight", *(["momentum.bias", "momentum.weight"] if keeps else [])]
 
 
 # -- Ditto -----------------------------------------------------------------------------------------------------------
 
 @BOTH
-def test_ditto_over_rounds(kind):
-    """Algorithm 1: the global model is FedAvg's; the personal one goes on from round to round, drawn to w_global."""
+@pytest.mark.parametrize("extra", [{}, {"local_steps": 4}, {"momentum": 0.5, "keep_momentum": True}])
+def test_ditto_over_rounds(kind, extra):
+    """Algorithm 1: the global model is FedAvg's; the personal one goes on from round to round, drawn to w_global.
+
+    Steps and momentum that is kept are the global model's; the personal one's begins at zero each time.
+    """
     data = make_data(SIZE, classes=None)
     strength, epochs = 0.7, 3
-    learner = DittoLearner(linear(kind), personal_lambda=strength, personal_epochs=epochs, **SETTINGS)
-    plain = DefaultLearner(linear(kind), **SETTINGS)
-    start, state = begin(), {}
+    learner = DittoLearner(linear(kind), personal_lambda=strength, personal_epochs=epochs, **SETTINGS, **extra)
+    plain = DefaultLearner(linear(kind), **SETTINGS, **extra)
+    start, state, kept = begin(), {}, {}
     personal = vector(start)
     for round in (1, 2, 3):
         found, result = fit(learner, data, round=round, start=start, state=state)
-        wanted, expected = fit(plain, data, round=round, start=start)
+        wanted, expected = fit(plain, data, round=round, start=start, state=kept)
+        kept = expected.state or {}
         assert found.sha256() == wanted.sha256()
         assert dict(result.metrics) == dict(expected.metrics)
-        oracle, anchor = Oracle(data, round=round), vector(start)
+        oracle, anchor, velocity = Oracle(data, round=round), vector(start), 0.0
         for batch in personal_batches(epochs, round):
-            personal = personal - RATE * (oracle.gradient(personal, batch) + strength * (personal - anchor))
+            gradient = oracle.gradient(personal, batch) + strength * (personal - anchor)
+            velocity = extra.get("momentum", 0.0) * velocity + gradient
+            personal = personal - RATE * velocity
         close(vector(result.state, "personal."), personal)
         state, start = result.state, begin(round)
         learner.client_state = state

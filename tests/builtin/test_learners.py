@@ -21,6 +21,7 @@ from federation.builtin import (
     TorchModel,
 )
 from federation.builtin.steps.contract import Correction, StepSettings
+from federation.builtin.steps.numpy_steps import loss_and_slope
 from federation.builtin.steps.torch_losses import weighted_loss
 from federation.core.learner import Context
 from federation.data.client_data import ClientData
@@ -159,6 +160,8 @@ def test_batches_cover_every_sample_once_a_pass():
     assert [len(batch) for batch in seen] == [7, 7, 7, 7, 2] * 3
     for number in range(3):
         assert sorted(np.concatenate(seen[5 * number:5 * number + 5])) == list(range(30))
+    learner = a_learner(batch_size=1)
+    assert [len(batch) for batch in learner._batches(5, 2, learner._fit_settings)] == [2, 3], "where a step needs two"
 
 
 @pytest.mark.parametrize(("config", "steps"), [({}, 6), ({"epochs": 5}, 15), ({"local_steps": 4}, 4), ({"batch_size": 30}, 2)])
@@ -169,8 +172,18 @@ def test_config_overrides_settings_for_one_call(config, steps):
     assert len(list(learner._batches(30, 1, learner._fit_settings))) == 6
 
 
-@pytest.mark.parametrize(("config", "words"), [({"epoch": 5}, "epochs"), ({"batch_size": 0}, "batch_size"),
-                                               ({"local_epochs": True}, "local_epochs"), ({"client_lr": "fast"}, "client_lr")])
+@pytest.mark.parametrize(("config", "steps"), [({}, 4), ({"epochs": 2, "local_epochs": 2}, 6),
+                                               ({"epochs": 2, "local_steps": 5}, 5)])
+def test_passes_of_one_call_replace_steps_that_were_set(config, steps):
+    learner = a_learner(local_steps=4, batch_size=10)
+    learner.bind(make_data(30), Context())
+    assert len(list(learner._batches(30, 1, learner._fit_settings.overridden(config)))) == steps
+
+
+@pytest.mark.parametrize(("config", "words"), [({"epoch": 5}, "epochs"), ({"epochs": 2, "local_epochs": 3}, "two words"),
+                                               ({"batch_size": 0}, "batch_size"),
+                                               ({"local_epochs": True}, "local_epochs"),
+                                               ({"client_lr": "fast"}, "client_lr")])
 def test_config_that_cannot_be(config, words):
     learner = a_learner()
     learner.bind(make_data(8), Context())
@@ -227,6 +240,11 @@ def test_the_linear_model_equals_torch():
         optimizer.step()
     np.testing.assert_allclose(model.weights["weight"], oracle.weight.detach().numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(model.weights["bias"], oracle.bias.detach().numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_beyond_the_range_of_exp():
+    losses, slope = loss_and_slope(np.float32([[1000, 0], [1000, 0]]), np.array([0, 1]), "cross_entropy")
+    assert (losses.tolist(), slope.tolist()) == ([0, 1000], [[0, 0], [1, -1]])
 
 
 def test_regression_finds_the_line():
