@@ -277,6 +277,12 @@ def test_a_file_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [sorted(partition.client(client)) for client in range(3)] == [sorted(samples) for samples in CLIENTS]
 
 
+def test_fractions_are_no_samples(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", order=np.array([0.0, 1.5]), offsets=np.array([0, 2]))
+    with pytest.raises(DataError, match=r"p\.npz: order and offsets must be whole numbers"):
+        file(np.zeros(7, int), 1, 0, path=str(tmp_path / "p.npz"))
+
+
 def test_names_of_clients_in_json(tmp_path: Path) -> None:
     path = write(tmp_path / "p.json", {"1": [2], "0": [4, 3]})
     assert [file(np.zeros(7, int), 2, 0, path=str(path)).client(n).tolist() for n in range(2)] == [[4, 3], [2]]
