@@ -553,6 +553,20 @@ def test_a_round_on_used_memory_begins_from_zero(reduction, first):
     assert any(limb.any() for limb in new.limbs) == (first != "nothing")
 
 
+@every_reduction
+@pytest.mark.parametrize("own", [[], [([np.array([3.0, 1.0])], 1)]], ids=["nothing of its own", "an update of its own"])
+def test_sums_of_others_are_taken_in(reduction, own):
+    """On used memory."""
+    start, plan = Weights.of([np.array([1.0, 2.0])]), {"total_samples": 8, "cohort_size": 8}
+    updates = [([np.array([2.0, 4.0])], 2), ([np.array([0.5, 0.0])], 3)]
+    total = sum_of(start, [([np.array([9.0, 9.0])], 1)], reduction, **plan)
+    total.reset(start)
+    for arrays, count in own:
+        total.add("own", arrays, count)
+    total.take_in([sum_of(start, [update], reduction, **plan).limbs[0] for update in updates])
+    assert total.limbs[0].tolist() == sum_of(start, [*own, *updates], reduction, **plan).limbs[0].tolist()
+
+
 def test_the_peaks_of_weights():
     weights = Weights.of({"w": np.array([1, -2.5, 0], np.float32), "none": np.empty(0), "i": np.array([-7, 3])})
     assert weights.peaks() == [2.5, 0.0, 7.0]
