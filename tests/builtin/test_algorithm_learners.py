@@ -247,7 +247,7 @@ def test_feddyn_over_rounds(kind, momentum, keeps):
 # -- Ditto -----------------------------------------------------------------------------------------------------------
 
 @BOTH
-@pytest.mark.parametrize("extra", [{}, {"local_steps": 4}, {"momentum": 0.5, "keep_momentum": True}])
+@pytest.mark.parametrize("extra", [{}, {"local_epochs": 1, "local_steps": 4}, {"momentum": 0.5, "keep_momentum": True}])
 def test_ditto_over_rounds(kind, extra):
     """Algorithm 1: the global model is FedAvg's; the personal one goes on from round to round, drawn to w_global.
 
@@ -255,8 +255,8 @@ def test_ditto_over_rounds(kind, extra):
     """
     data = make_data(SIZE, classes=None)
     strength, epochs = 0.7, 3
-    learner = DittoLearner(linear(kind), personal_lambda=strength, personal_epochs=epochs, **SETTINGS, **extra)
-    plain = DefaultLearner(linear(kind), **SETTINGS, **extra)
+    learner = DittoLearner(linear(kind), personal_lambda=strength, personal_epochs=epochs, **(SETTINGS | extra))
+    plain = DefaultLearner(linear(kind), **(SETTINGS | extra))
     start, state, kept = begin(), {}, {}
     personal = vector(start)
     for round in (1, 2, 3):
