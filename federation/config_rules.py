@@ -24,6 +24,8 @@ Broken = tuple[str, str]
 _TRANSPORTS = {"serial": "memory", "parallel": "processes", "mpi": "mpi", "server": "grpc", "client": "grpc"}
 _TRACKER_SETTINGS = {"mlflow": ("uri", "experiment", "run_name"),
                      "wandb": ("project", "entity", "mode", "run_name", "api_key")}
+#: The modes in which a server and its clients have a configuration each.
+NETWORK = ("server", "client", "distributed")
 #: The alpha of FedDyn's learner, and of its aggregator, where none is given.
 FEDDYN_ALPHA = 0.01
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):([0-9]+)")
@@ -44,7 +46,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     yield from _fltrust(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
-    if config.mode in ("server", "client", "distributed"):
+    if config.mode in NETWORK:
         yield from _network(config, sound)
     yield from _tracker(config.tracker, sound)
 
@@ -155,7 +157,7 @@ def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
     names, ours, theirs = config.components, "learner_config.alpha", "aggregator_config.alpha"
     is_feddyn = (names.aggregator == "federated.aggregator.feddyn"
                  and names.learner in (None, "federated.learner.feddyn"))
-    if not is_feddyn or config.mode in ("server", "client", "distributed") or not sound(ours, theirs, "mode", "components"):
+    if not is_feddyn or config.mode in NETWORK or not sound(ours, theirs, "mode", "components"):
         return
     own, given = (settings.get("alpha", FEDDYN_ALPHA) for settings in (config.learner_config, config.aggregator_config))
     if own != given:
@@ -165,7 +167,7 @@ def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
 def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
     """Learners that an aggregator cannot use with these settings; over a network, either may be the other side's."""
     names, given, rounds = config.components, config.learner_config, config.trainer_config.max_rounds
-    if config.mode in ("server", "client", "distributed") or not sound("mode", "components", "learner_config"):
+    if config.mode in NETWORK or not sound("mode", "components", "learner_config"):
         return
     if names.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
         yield "learner_config.optimizer", ("adam is not for federated.aggregator.fednova, which has to know what a number of steps "
@@ -180,7 +182,7 @@ def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
 
 def _fltrust(config: Config, sound: Sound) -> Iterator[Broken]:
     """Its root client is to be in every cohort. Over a network, clients have names of their own, and come and go."""
-    if (config.components.aggregator != "federated.aggregator.fltrust" or config.mode in ("server", "client", "distributed")
+    if (config.components.aggregator != "federated.aggregator.fltrust" or config.mode in NETWORK
             or not sound("components", "components.aggregator", "mode", "num_clients", "trainer_config")):
         return
     trainer, total, where = config.trainer_config, config.num_clients, "aggregator_config.root_client"
@@ -202,7 +204,7 @@ def _sides(config: Config, sound: Sound) -> Iterator[Broken]:
         yield "mode", "distributed needs role: server or role: client as well; or name mode server or client"
     if config.mode in ("server", "client") and config.role not in (config.mode, None):
         yield "role", f"{config.role} contradicts mode {config.mode}; leave role out, or change one of them"
-    if config.mode not in ("client", "server", "distributed") and config.role == "client":
+    if config.mode not in NETWORK and config.role == "client":
         yield "role", f"client goes with mode client or distributed, not with mode {config.mode}"
 
 
