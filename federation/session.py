@@ -231,7 +231,7 @@ class Session:
         return recorder.checkpoint_now(trainer.snapshot() if _is_recorded(trainer, recorder) else None)
 
     async def _run_or_stop(self, survival: Survival, recorder: Recorder) -> None:
-        with stop_signals() as stop:
+        with stop_signals(ends_process=self.mode == "mpi") as stop:
             await self._run_until(stop, survival, recorder)
 
     async def _run_until(self, stop: asyncio.Future[signal.Signals], survival: Survival, recorder: Recorder) -> None:
@@ -262,8 +262,12 @@ class Session:
 
 
 @contextmanager
-def stop_signals() -> Iterator[asyncio.Future[signal.Signals]]:
-    """A future that holds the first signal to stop that comes during the block."""
+def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.Signals]]:
+    """A future that holds the first signal to stop that comes during the block.
+
+    After one that `ends_process`, as it does a rank of MPI, others are ignored for good: by default, one would end this rank before
+    it has told the other ranks, and the job would not have this rank's status.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[signal.Signals] = loop.create_future()
 
@@ -276,7 +280,10 @@ def stop_signals() -> Iterator[asyncio.Future[signal.Signals]]:
         yield stop
     finally:
         for received in handled:
-            loop.remove_signal_handler(received)
+            if ends_process and stop.done():
+                signal.signal(received, signal.SIG_IGN)
+            else:
+                loop.remove_signal_handler(received)
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

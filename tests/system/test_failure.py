@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -174,3 +175,25 @@ def wait_for_rows(folder: Path, count: int, seconds: float = 60) -> None:
             pass
         time.sleep(0.02)
     pytest.fail(f"{folder}: no {count} rounds within {seconds} s")
+
+
+IMPATIENT = """
+import asyncio, os, signal, sys
+from federation.session import stop_signals
+
+async def stopped():
+    with stop_signals(ends_process=sys.argv[1] == "rank") as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await stop
+    for again in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), again)
+    os._exit(75)
+
+asyncio.run(stopped())
+"""
+
+
+@pytest.mark.parametrize(("who", "status"), [("rank", 75), ("program", -signal.SIGUSR1)])
+def test_a_second_signal_while_a_rank_tells_the_others(who, status):
+    """S-HPC-04: it would end rank 0, with a status for which no job is requeued. A user's own program has its signals back."""
+    assert subprocess.run([sys.executable, "-c", IMPATIENT, who], check=False, timeout=60).returncode == status
