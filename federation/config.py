@@ -9,6 +9,7 @@ before any is reported, in one ConfigError.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -129,7 +130,12 @@ def _load(tree: Node | None, name: str, overrides: Sequence[str], options: Mappi
             checker.report(path, f"not a section, but {table.place} gives a key in it: wanted is a section (keys and values)",
                            hidden.place)
         merged = overlay(merged, table)
-    config = checker.struct(merged, Config, elsewhere=_homes_for(merged))
+
+    @functools.cache
+    def homes() -> Mapping[str, str]:
+        return _all_homes(Checker().struct(merged, Config))
+
+    config = checker.struct(merged, Config, elsewhere=homes)
     if "output_dir" not in checker.places:
         config = msgspec.structs.replace(config, output_dir=f"runs/{name}")
     for path, message in broken_rules(config, checker.sound):
@@ -225,15 +231,11 @@ def _homes(kind: type[Section], path: str = "") -> dict[str, str]:
     return {name: homes[0] for name, homes in found.items() if len(homes) == 1}
 
 
-def _homes_for(tree: Node) -> Mapping[str, str]:
-    """As `_homes`; for a tree with unknown keys, as `_all_homes`, which may have to import components."""
-    trial = Checker()
-    config = trial.struct(tree, Config)
-    return _all_homes(config) if trial.unknown else _homes(Config)
-
-
 def _all_homes(config: Config) -> dict[str, str]:
-    """As `_homes`, with the settings of the components and the partitioner of `config`, each with all its places."""
+    """As `_homes`, with the settings of the components and the partitioner of `config`, each with all its places.
+
+    It may have to import components.
+    """
     from federation.data.partitioner import PARTITIONERS
 
     trial = Checker()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -47,7 +47,6 @@ class Checker:
         self.empty_text = empty_text
         self.places: dict[str, str] = {}
         self.failed: set[str] = set()
-        self.unknown: list[str] = []
 
     def report(self, path: str, message: str, place: str | None = None) -> None:
         """Add a problem with `path`, and mark it as refused."""
@@ -64,10 +63,12 @@ class Checker:
         """Whether none of `paths` has been refused, so that rules between them make sense."""
         return not any(path in self.failed for path in paths)
 
-    def struct(self, node: Node, kind: type[S], path: str = "", elsewhere: Mapping[str, str] | None = None) -> S:
+    def struct(self, node: Node, kind: type[S], path: str = "",
+               elsewhere: Callable[[], Mapping[str, str]] = dict) -> S:
         """`node` as a `kind`: refused fields take their defaults, so that everything else can be checked as well.
 
-        Nothing below a section's key means its defaults. `elsewhere` maps a key's last name to where it belongs.
+        Nothing below a section's key means its defaults. `elsewhere` maps a key's last name to where it belongs; it is called
+        only where a key is unknown.
         """
         if node.is_null:
             return kind()
@@ -82,7 +83,7 @@ class Checker:
             self.places[where] = node.places[key]
             if key not in fields:
                 if not (key in node.shelves and (key.startswith("x-") or not nearest(key, fields))):
-                    self._unknown(key, path, fields, elsewhere or {})
+                    self._unknown(key, path, fields, elsewhere())
                 continue
             value = self.value(child, hints[fields[key]], where, elsewhere)
             if value is not INVALID:
@@ -90,7 +91,6 @@ class Checker:
         return kind(**values)
 
     def _unknown(self, key: str, path: str, known: Collection[str], elsewhere: Mapping[str, str]) -> None:
-        self.unknown.append(join(path, key))
         here = None if key in elsewhere else nearest(key, known)
         there = key if key in elsewhere else nearest(key, elsewhere)
         near = {name: likeness(key, name) for name in (here, there) if name}
@@ -102,7 +102,8 @@ class Checker:
             hint = f"; dots are for --set: write it in a section, as {section}: {{{rest}: ...}}"
         self.report(join(path, key), f"unknown key{hint} (known here: {', '.join(known)})")
 
-    def value(self, node: Node, annotation: Any, path: str, elsewhere: Mapping[str, str] | None = None) -> Any:
+    def value(self, node: Node, annotation: Any, path: str,
+              elsewhere: Callable[[], Mapping[str, str]] = dict) -> Any:
         """`node` as `annotation`, or INVALID after reporting why not."""
         base, meta = unwrap(annotation)
         alternatives = members(base)
