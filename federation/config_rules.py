@@ -154,10 +154,8 @@ def _clients_at_once(config: Config, sound: Sound) -> Iterator[Broken]:
 
 def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
     """Over a network, the one who has the learner need not have the aggregator's settings."""
-    names, ours, theirs = config.components, "learner_config.alpha", "aggregator_config.alpha"
-    is_feddyn = (names.aggregator == "federated.aggregator.feddyn"
-                 and names.learner in (None, "federated.learner.feddyn"))
-    if not is_feddyn or config.mode in NETWORK or not sound(ours, theirs, "mode", "components"):
+    ours, theirs = "learner_config.alpha", "aggregator_config.alpha"
+    if not _is_wholly(config, "feddyn") or config.mode in NETWORK or not sound(ours, theirs, "mode", "components"):
         return
     own, given = (settings.get("alpha", FEDDYN_ALPHA) for settings in (config.learner_config, config.aggregator_config))
     if own != given:
@@ -166,16 +164,14 @@ def _feddyn(config: Config, sound: Sound) -> Iterator[Broken]:
 
 def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
     """Learners that an aggregator cannot use with these settings; over a network, either may be the other side's."""
-    names, given, rounds = config.components, config.learner_config, config.trainer_config.max_rounds
+    given, rounds, last = config.learner_config, config.trainer_config.max_rounds, config.learner_config.get("lr_rounds")
     if config.mode in NETWORK or not sound("mode", "components", "learner_config"):
         return
-    if names.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
+    if config.components.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
         yield "learner_config.optimizer", ("adam is not for federated.aggregator.fednova, which has to know what a number of steps "
                                            "adds up to; use sgd")
-    is_scaffold = names.aggregator == "federated.aggregator.scaffold" and names.learner in (None, "federated.learner.scaffold")
-    last = given.get("lr_rounds")
-    if is_scaffold and given.get("lr_schedule") == "cosine" and not given.get("lr_floor") and isinstance(last, int) \
-            and rounds >= max(2, last):
+    falls_to_0 = given.get("lr_schedule") == "cosine" and not given.get("lr_floor")
+    if _is_wholly(config, "scaffold") and falls_to_0 and isinstance(last, int) and rounds >= max(2, last):
         yield "learner_config.lr_floor", (f"0: in round {max(2, last)} of {rounds} the rate is 0, by which SCAFFOLD divides; give "
                                           "one above 0, such as 0.01, or more lr_rounds")
 
@@ -189,12 +185,17 @@ def _fltrust(config: Config, sound: Sound) -> Iterator[Broken]:
     root = config.aggregator_config.get("root_client")
     if isinstance(root, str) and root not in map("client_{}".format, range(total)) and sound(where):
         yield where, f"{root} is none of the clients, which are client_0 to client_{total - 1}"
-    for name in ("cohort_size", "fraction"):
-        given = getattr(trainer, name)
-        size = given if name == "cohort_size" else None if given is None else cohort_size_of(given, total)
+    sizes = {"cohort_size": trainer.cohort_size, "fraction": trainer.fraction and cohort_size_of(trainer.fraction, total)}
+    for name, size in sizes.items():
         if size is not None and size < total and sound(f"trainer_config.{name}"):
-            yield f"trainer_config.{name}", (f"{given} draws {size} of {total} clients, and FLTrust needs its root client in every "
-                                             "cohort; leave it out")
+            yield f"trainer_config.{name}", (f"{getattr(trainer, name)} draws {size} of {total} clients, and FLTrust needs its "
+                                             "root client in every cohort; leave it out")
+
+
+def _is_wholly(config: Config, rule: str) -> bool:
+    """Whether both sides of a rule are the built-in ones."""
+    names = config.components
+    return names.aggregator == f"federated.aggregator.{rule}" and names.learner in (None, f"federated.learner.{rule}")
 
 
 def _sides(config: Config, sound: Sound) -> Iterator[Broken]:
