@@ -59,12 +59,12 @@ class Parts:
         dataset = self.data.dataset if self.data is not None else None
         settings = dict(self.model.settings_from_data(dataset.input_shape, dataset.num_classes)) if dataset else {}
         given = revealed(self.config.model_config)
-        from_data = settings.keys() & given.keys()
+        replaced = {name: value for name, value in given.items() if name in settings}
         if "seed" in inspect.signature(self.model).parameters:
             settings["seed"] = stream_seed(self.config.seed, "initialisation")
         model = self.model(**(settings | given))
-        if dataset is not None and from_data:
-            _check_sizes(model, dataset, {name: given[name] for name in given if name in from_data})
+        if dataset is not None and replaced:
+            _check_sizes(model, dataset, replaced)
         return model
 
     def make_learner(self) -> Learner:
