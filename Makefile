@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 1)
 MPIRUN = $(BIN)/mpirun $(if $(filter 0,$(shell id -u)),--allow-run-as-root) $(if $(shell [ $(1) -gt $(CORES) ] && echo y),--oversubscribe) -n $(1)
 
-.PHONY: help install run test test-mpi lint types imports check bench docs clean
+.PHONY: help install run test test-mpi lint types imports pages check bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -39,7 +39,10 @@ types: install  ## mypy, strict for node_comm and federation.core
 imports: install  ## the layers: launch > builtin > node > core, data, infra; node_comm knows no federation
 	$(BIN)/lint-imports --no-cache
 
-check: lint types imports  ## lint, types and imports
+pages: install  ## the pages that `make docs` writes are current
+	$(BIN)/python -m pytest tests/test_cases.py tests/test_config_reference.py
+
+check: lint types imports pages  ## lint, types, imports and pages
 
 bench: install  ## the quick benchmarks, as tables
 	$(BIN)/python benchmarks/bench_kernels.py
