@@ -61,7 +61,10 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
 
 async def give_up(*work: asyncio.Future[Any]) -> None:
     """Cancel what of `work` is not done, and wait until it has ended; nobody wants to know what came of it."""
-    unfinished = [part for part in work if part.cancel()]
+    for part in work:
+        part.cancel()
+    # Not those that cancel() said True of: what asyncio.gather gives says False as soon as all its parts are done, before it is.
+    unfinished = [part for part in work if not part.done()]
     if unfinished:
         await asyncio.wait(unfinished)
     for part in work:

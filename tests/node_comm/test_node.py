@@ -174,3 +174,21 @@ def test_give_up_cancels_waits_and_looks_at_errors(caplog):
     asyncio.run(main())
     gc.collect()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("error", [None, ValueError("nobody wants to know")])
+def test_give_up_what_has_all_its_parts(error):
+    """S-LIFE-01: in the moment between the end of the last part and that of the whole, a loss that came then ended the run."""
+    async def main():
+        parts = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        whole = asyncio.gather(*parts)
+        parts[0].set_result(None)
+        await asyncio.sleep(0)
+        parts[1].set_result(None) if error is None else parts[1].set_exception(error)
+        assert not whole.cancel()
+        assert not whole.done()
+        await give_up(whole)
+        assert whole.done()
+        assert not whole.cancelled()
+
+    asyncio.run(main())
