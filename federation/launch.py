@@ -34,6 +34,26 @@ THREADS = "OMP_NUM_THREADS"  #: where `apply_threads` leaves the number, for thi
 GRACE = 3.0  #: seconds that a rank leaves rank 0 to say what is wrong, before it says so itself
 
 
+class Interrupt:
+    """What a signal does before a run listens, and after one has stopped it: ends what goes on, such as a tracker's farewell.
+
+    By default, a second signal would end the process with a status for which no job is requeued; and Ctrl-C, which asyncio takes
+    over where Python's own function answers it, would wait for the end of what is computed, such as data.
+    """
+
+    #: Nothing is left to be ended; to Ctrl-C, the program still listens.
+    deaf = False
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.deaf and number != signal.SIGINT:
+            return
+        self.deaf = True
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+interrupt = Interrupt()
+
+
 def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
     """Run `config` (a path, a mapping or a Config) to its end; the one synchronous door. Returns a RunResult.
 
@@ -196,7 +216,7 @@ def report(error: BaseException, rank: int = 0) -> int:
         case SystemExit(code=int() as code):
             status = code
         case KeyboardInterrupt():
-            print(f"{who}stopped by SIGINT", file=sys.stderr)
+            print(f"{who}stopped by {error.args[0] if error.args else signal.SIGINT.name}", file=sys.stderr)
             status = FAILED
         case DataError():
             print(f"{who}{redact(str(error))}", file=sys.stderr)
@@ -218,7 +238,7 @@ def report(error: BaseException, rank: int = 0) -> int:
 
 
 def _interrupted(interrupt: KeyboardInterrupt) -> BaseException:
-    """The stop that was being answered when Ctrl-C came once more; `interrupt` itself where there was none."""
+    """The stop that was being answered when another signal came; `interrupt` itself where there was none."""
     from federation.session import Stopped
 
     earlier: BaseException | None = interrupt
@@ -244,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return DONE
         result = run(config, resume=options.resume, quiet=options.quiet)
     except (Exception, KeyboardInterrupt) as error:
+        interrupt.deaf = True  # what happens next is known, and only to be said
         if rank:
             time.sleep(GRACE)  # every rank found the same fault; rank 0 says so, and the launcher ends the rest
         return report(error, rank)
@@ -281,7 +302,7 @@ def leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # In a function of our own: in its place, asyncio would let Ctrl-C wait for the end of what is computed, such as data.
-        signal.signal(signal.SIGINT, lambda number, frame: signal.default_int_handler(number, frame))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, interrupt)
     leave(main())

@@ -263,7 +263,7 @@ class Session:
 
 @contextmanager
 def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.Signals]]:
-    """A future that holds the first signal to stop that comes during the block.
+    """A future that holds the first signal to stop that comes during the block; then signals are the program's own again.
 
     After one that `ends_process`, as it does a rank of MPI, others are ignored for good: by default, one would end this rank before
     it has told the other ranks, and the job would not have this rank's status.
@@ -275,6 +275,7 @@ def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.S
         if not stop.done():
             stop.set_result(received)
 
+    former = {received: signal.getsignal(received) for received in STOP_SIGNALS}
     handled = [received for received in STOP_SIGNALS if _handle(loop, received, ask)]
     try:
         yield stop
@@ -282,8 +283,9 @@ def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.S
         for received in handled:
             if ends_process and stop.done():
                 signal.signal(received, signal.SIG_IGN)
-            else:
-                loop.remove_signal_handler(received)
+                continue
+            loop.remove_signal_handler(received)
+            signal.signal(received, former[received] or signal.SIG_DFL)
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.session import stop_signals
 from tests.system.conftest import ENVIRONMENT, command
 
 FAULTY = ["plugins=[tests/system/faulty.py]", "components.learner=test.learner.faulty",
@@ -197,3 +199,68 @@ asyncio.run(stopped())
 def test_a_second_signal_while_a_rank_tells_the_others(who, status):
     """S-HPC-04: it would end rank 0, with a status for which no job is requeued. A user's own program has its signals back."""
     assert subprocess.run([sys.executable, "-c", IMPATIENT, who], check=False, timeout=60).returncode == status
+
+
+def test_a_program_has_its_own_answers_to_signals_back():
+    """S-LIFE-06: whether or not one came, and also that to be deaf."""
+    async def stopped(sent: bool) -> None:
+        with stop_signals() as stop:
+            if sent:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await stop
+
+    answers = {signal.SIGUSR1: lambda number, frame: None, signal.SIGTERM: signal.SIG_IGN}
+    former = {number: signal.signal(number, answer) for number, answer in answers.items()}
+    try:
+        for sent in (False, True):
+            asyncio.run(stopped(sent))
+            assert {number: signal.getsignal(number) for number in answers} == answers
+    finally:
+        for number, answer in former.items():
+            signal.signal(number, answer)
+
+
+SLOW_FAREWELL = """
+import time
+from federation.infra.tracker import NoTracker
+
+def close(self):
+    print("closing", flush=True)
+    for _ in range(600):
+        time.sleep(0.1)  # in one long sleep, a signal that comes just before it would wait for its end
+
+NoTracker.close = close
+"""
+
+
+@pytest.mark.parametrize("world", WORLDS[:2], ids=NAMES[:2])
+def test_more_signals_while_a_tracker_takes_its_leave(tmp_path, world):
+    """S-HPC-04: the checkpoint is written, and the status is 75; what goes on is given up."""
+    (tmp_path / "slow.py").write_text(SLOW_FAREWELL)
+    settings = [*faulty("none", delay=0.05), f"plugins=[tests/system/faulty.py, {tmp_path / 'slow.py'}]",
+                "trainer_config.max_rounds=1000", "checkpoint.every=1000"]
+    line = command(folder=tmp_path / "run", settings=settings, **world)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          env={**os.environ, **ENVIRONMENT}) as process:
+        wait_for_rows(tmp_path / "run", 2)
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.readline() == "closing\n"
+        for again in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            process.send_signal(again)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75, stderr
+    assert stderr.startswith("stopped by SIGUSR1; ")
+    assert list((tmp_path / "run" / "checkpoints").glob("round_*.h5"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_the_run(tmp_path, sent):
+    """S-LIFE-06: one line that says so, and status 1: there is no checkpoint."""
+    (tmp_path / "slow.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    line = command(folder=tmp_path / "run", settings=[f"plugins=[{tmp_path / 'slow.py'}]"], mode="serial")
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          env={**os.environ, **ENVIRONMENT}) as process:
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(sent)
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (1, f"stopped by {sent.name}\n")
