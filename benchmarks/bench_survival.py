@@ -1,13 +1,14 @@
 """Runs that lose ranks, workers, or all their processes, at random moments: do they end as if nothing had been?
 
-    python benchmarks/bench_survival.py [--runs 50] [--deaths 3] [--only mpi|parallel|job] [--json FILE]
+    python benchmarks/bench_survival.py [--runs 50] [--deaths 3] [--only mpi|parallel|job] [--set KEY=VALUE ...] [--json FILE]
 
 Three kinds of misfortune, `--runs` runs of each: `--deaths` kill -9 of client ranks under `mpirun --with-ft ulfm -n 6`; as
 many of workers in parallel mode; and one kill -9 of everything (serial, parallel and mpirun -n 3 in turn), after which the
 run is started again with --resume. Each must end with status 0 and with the digest and the rows of the undisturbed run.
 
 Recovery is the time from a kill until the server has said that it goes on (all ranks that are left have registered, and the
-round is sent out again); after the death of a whole job, from its second start until its next round is recorded.
+round is sent out again); after the death of a whole job, from its second start until its next round is recorded. `--set` gives
+the runs more settings, such as other rules and trainers.
 This file is the plugin of the runs as well: its learner takes a step towards the client's mean, and a little time.
 """
 
@@ -34,7 +35,7 @@ from federation import EvalResult, Learner, TrainResult, register
 
 HERE = Path(__file__).resolve()
 SETTINGS = [f"plugins=[{HERE}]", "components.learner=bench.learner.steps", "components.model=model.numpy.linear",
-            "num_clients=12", "trainer_config.cohort_size=6", "trainer_config.max_rounds=100", "tracker=none"]
+            "num_clients=12", "trainer_config.max_rounds=100", "tracker=none"]
 GOES_ON = re.compile(r"going on after round \d+ with (\d+) ranks")
 
 
@@ -229,8 +230,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--deaths", type=int, default=3)
     parser.add_argument("--only", choices=["mpi", "parallel", "job"])
+    parser.add_argument("--set", nargs="+", default=["trainer_config.cohort_size=6"], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    SETTINGS.extend(given.set)
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         reference = Run(Path(folder) / "reference", "serial")

@@ -220,16 +220,19 @@ def test_a_program_has_its_own_answers_to_signals_back():
             signal.signal(number, answer)
 
 
-SLOW_FAREWELL = """
+#: In one long sleep, a signal that comes just before it would wait for its end.
+SLEEP = """
 import time
+
+def sleep(saying):
+    print(saying, flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+"""
+SLOW_FAREWELL = SLEEP + """
 from federation.infra.tracker import NoTracker
 
-def close(self):
-    print("closing", flush=True)
-    for _ in range(600):
-        time.sleep(0.1)  # in one long sleep, a signal that comes just before it would wait for its end
-
-NoTracker.close = close
+NoTracker.close = lambda self: sleep("closing")
 """
 
 
@@ -256,7 +259,7 @@ def test_more_signals_while_a_tracker_takes_its_leave(tmp_path, world):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_before_the_run(tmp_path, sent):
     """S-LIFE-06: one line that says so, and status 1: there is no checkpoint."""
-    (tmp_path / "slow.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text(SLEEP + "\nsleep('loading')\n")
     line = command(folder=tmp_path / "run", settings=[f"plugins=[{tmp_path / 'slow.py'}]"], mode="serial")
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
                           env={**os.environ, **ENVIRONMENT}) as process:
