@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from hypothesis import HealthCheck, settings
 # No test looks at a clock: a machine that is busy must not fail one.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+# A shell without job control has what it starts in the background be deaf to Ctrl-C, and all that the tests start with it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 #: Every process that a test starts inherits this variable, with the name of its suite.
