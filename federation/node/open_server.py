@@ -233,7 +233,10 @@ class OpenServerNode(ServerNode):
         """See ServerNode; whatever a client says, it is its own connection that it risks."""
         match incoming.message:
             case Hello() | Leave() | Lost():
-                await super()._heard(node, incoming)
+                try:
+                    await super()._heard(node, incoming)
+                except CommError as error:  # it cannot be answered: mostly, it has gone since
+                    self.star.drop(incoming.source, str(error))
             case Failure(reason=reason, traceback=traceback):
                 name = self.star.name(incoming.source)
                 logger.warning("%s (rank %d) has failed: %s\n%s", name, incoming.source, reason, traceback)

@@ -694,6 +694,30 @@ def test_introductions_that_are_refused(records, why):
     play(test)
 
 
+def test_who_hangs_up_before_its_introduction_is_answered():
+    """S-LIFE-10: it is lost alone."""
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            heard = run.server._heard
+
+            async def late(node: Node, incoming: Incoming) -> None:
+                is_it = isinstance(incoming.message, Hello) and incoming.message.node_id == "x"
+                while is_it and incoming.source in run.server.star.ranks:
+                    await asyncio.sleep(0.001)
+                await heard(node, incoming)
+
+            run.server._heard = late
+            await run.join("a", "b", "c")
+            node = Node(await connect(Way(address=run.address, name="x")), MESSAGES)
+            await node.start()
+            await node.ask(0, Hello(node_id="x", clients=[ClientRecord("x", 1)], setup={}))
+            await node.stop()
+            await run.survival.run()
+            assert run.rows.rows[0]["cohort_size"] == 3
+
+    play(test)
+
+
 def test_several_clients_behind_one_connection():
     async def test() -> None:
         async with Run(max_rounds=1) as run:
