@@ -151,6 +151,7 @@ class Hub:
             if member.rank != rank:
                 member.mailbox.withdraw(lambda source, item: source == rank and isinstance(item, _Offer))
                 member.mailbox.leave(rank)
+                member.give_up_on(rank)
         if rank == 0:
             self._unregister()
 
@@ -242,11 +243,12 @@ def _move(call: Call, ranks: Sequence[_Buffers]) -> None:
 
 
 class _Offer:
-    """A payload that its sender holds still until `taken` is done."""
+    """A payload for rank `dest` that its sender holds still until `taken` is done."""
 
-    __slots__ = ("buffer", "header", "taken")
+    __slots__ = ("buffer", "dest", "header", "taken")
 
-    def __init__(self, header: bytes, buffer: np.ndarray, taken: asyncio.Future[None] | None) -> None:
+    def __init__(self, dest: int, header: bytes, buffer: np.ndarray, taken: asyncio.Future[None] | None) -> None:
+        self.dest = dest
         self.header = header
         self.buffer = buffer
         self.taken = taken
@@ -255,6 +257,11 @@ class _Offer:
         """Let the sender go on."""
         if self.taken is not None and not self.taken.done():
             self.taken.set_result(None)
+
+    def refuse(self, error: CommError) -> None:
+        """Tell the sender that nobody will take it."""
+        if self.taken is not None and not self.taken.done():
+            self.taken.set_exception(error)
 
 
 class MemoryTransport(Transport):
@@ -284,10 +291,10 @@ class MemoryTransport(Transport):
             return
         describe(buffer)
         if peer is self:
-            self.mailbox.deliver(self.rank, _Offer(bytes(header), buffer.copy(order="C"), None))
+            self.mailbox.deliver(self.rank, _Offer(dest, bytes(header), buffer.copy(order="C"), None))
             return
         taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        offer = _Offer(bytes(header), buffer, taken)
+        offer = _Offer(dest, bytes(header), buffer, taken)
         self._pending.add(offer)
         peer.mailbox.deliver(self.rank, offer)
         try:
@@ -326,7 +333,6 @@ class MemoryTransport(Transport):
         if self.closed:
             return
         self.closed = True
-        self.mailbox.withdraw(self._refuse)
         self.fail(self._gone)
         self._hub.left(self.rank)
 
@@ -334,8 +340,13 @@ class MemoryTransport(Transport):
         """End the pending calls of this rank with `failure()`, and later receives."""
         self.mailbox.fail(failure)
         for offer in self._pending:
-            if offer.taken is not None and not offer.taken.done():
-                offer.taken.set_exception(failure())
+            offer.refuse(failure())
+
+    def give_up_on(self, rank: int) -> None:
+        """`rank` has left: who sends to it waits in vain, also where a receive that was cancelled has taken the offer with it."""
+        for offer in self._pending:
+            if offer.dest == rank:
+                offer.refuse(Disconnected(f"rank {rank} has left {self._hub}"))
 
     async def broadcast(self, buffer: np.ndarray, root: int = 0) -> None:
         """One copy for each rank but the root."""
@@ -380,9 +391,3 @@ class MemoryTransport(Transport):
 
     def _gone(self) -> Disconnected:
         return Disconnected(f"rank {self.rank} has closed its transport")
-
-    def _refuse(self, source: int, item: bytes | _Offer) -> bool:
-        """What lies unread at `close`: its sender waits in vain."""
-        if isinstance(item, _Offer) and item.taken is not None and not item.taken.done():
-            item.taken.set_exception(self._gone())
-        return True

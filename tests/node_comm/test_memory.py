@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from node_comm import AddressError, CommError, Disconnected, Transport, memory
+from node_comm.node import Node
 from tests.node_comm.contract import CHECKS, CLOSING_CHECKS, Check, name_of
 
 
@@ -144,6 +145,22 @@ def test_peer_that_leaves_releases_everyone_who_waits_for_it() -> None:
         await first.close()
         with pytest.raises(Disconnected, match="all other ranks"):
             await second.recv()
+
+    asyncio.run(main())
+
+
+def test_node_that_stops_takes_no_offer_with_it() -> None:
+    """Its receive is cancelled with an offer in hand, which can be put back nowhere: the sender is told all the same."""
+    async def main() -> None:
+        first, second = memory.world(2)
+        node = Node(second, [])
+        await node.start()
+        await asyncio.sleep(0)
+        sending = asyncio.create_task(first.send(1, b"", np.zeros(1)))
+        stopping = asyncio.create_task(node.stop())
+        await stopping
+        with pytest.raises(Disconnected, match="rank 1 has left"):
+            await asyncio.wait_for(sending, 1)
 
     asyncio.run(main())
 
