@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import numpy as np
@@ -24,7 +25,7 @@ from federation.node.round import Plan
 from federation.node.state_keeper import StateKeeper
 from node_comm import memory
 from node_comm.errors import ProtocolError
-from node_comm.node import give_up
+from node_comm.node import RemoteFailure, give_up
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 5
@@ -206,6 +207,27 @@ def test_the_servers_samples_are_measured_with_what_no_client_keeps(ranks):
         return [(one.shards.means()["turns"], one.clients.means()["turns"]) for one in measured]
 
     assert in_world(ranks, program, learner=Measured) == [(0, sum(map(len, COHORTS)) / CLIENTS)] * 2
+
+
+class Unlucky(Diary):
+    """Its data come over a network, which does not answer in time."""
+
+    def evaluate(self, config=None):
+        raise TimeoutError("the store does not answer")
+
+
+def test_a_time_out_of_a_learners_own_is_its_error(monkeypatch):
+    """It is told to the server, and not taken for the end of the time that the rank has, which would kill its process."""
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: killed.append(arguments))
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of(MODEL))
+        await server.evaluate(1, 1)
+
+    with pytest.raises((RemoteFailure, TimeoutError), match="the store does not answer"):
+        in_world(1, program, learner=Unlucky)
+    assert killed == []
 
 
 class Shares(MeanAggregator):
