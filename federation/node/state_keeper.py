@@ -69,7 +69,7 @@ class StateKeeper:
         for client_id in [client_id for client_id, home in self._proposed.items() if home == rank]:
             del self._proposed[client_id]
             if client_id in self._staged:
-                self._here.propose(client_id, dict(self._staged.pop(client_id).items()))
+                self._here.propose(client_id, dict(self._staged[client_id].items()))
                 self._proposed[client_id] = 0
         return [client_id for client_id in forgotten if client_id not in self._proposed]
 
@@ -110,18 +110,20 @@ class StateKeeper:
         One call of `fetch` for each client that has changed since it was fetched the last time, and lives on another rank;
         None where it lives nowhere any more.
         """
-        proposed = self._proposed if coming else {}
-        homes = self.homes | proposed
-        for client_id in sorted(self._changed | proposed.keys()):
-            if homes[client_id] != 0 and client_id not in self._staged:
-                state = await fetch(client_id, homes[client_id], client_id in proposed)
+        for client_id in sorted(self._changed | (self._proposed.keys() if coming else set())):
+            is_coming = coming and client_id in self._proposed  # a rank may be lost while another one's clients are fetched
+            home = (self._proposed if is_coming else self.homes).get(client_id, 0)
+            if home and client_id not in self._staged:
+                state = await fetch(client_id, home, is_coming)
                 if state is None:
-                    del homes[client_id]
-                elif client_id in proposed:
-                    self._staged[client_id] = state
-                else:
+                    self.homes.pop(client_id, None)
+                elif not is_coming:
                     self._copies[client_id] = state
                     self._changed.discard(client_id)
+                elif client_id in self._proposed:
+                    self._staged[client_id] = state
+        proposed = self._proposed if coming else {}
+        homes = self.homes | proposed
         here = {client_id: self._here.whole(client_id, client_id in proposed) for client_id, rank in homes.items() if rank == 0}
         return {client_id: here[client_id] if client_id in here else self._copy(client_id, client_id in proposed)
                 for client_id in sorted(homes)}

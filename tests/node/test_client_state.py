@@ -20,12 +20,12 @@ from federation.data.partition import Partition
 from federation.errors import ConfigError, RoundError, UpdateError
 from federation.node.client_state import ClientStates, unpacked
 from federation.node.host import ClientHost
-from federation.node.protocol import ClientState
+from federation.node.protocol import MESSAGES, ClientState
 from federation.node.round import Plan
 from federation.node.state_keeper import StateKeeper
 from node_comm import memory
-from node_comm.errors import ProtocolError
-from node_comm.node import RemoteFailure, give_up
+from node_comm.errors import Disconnected, ProtocolError
+from node_comm.node import Node, RemoteFailure, give_up
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 5
@@ -300,6 +300,38 @@ def test_who_is_lost_before_the_commit_loses_nothing_that_was_fetched():
         keeper.commit()
         assert keeper.lose(3) == ["c"]
         assert set(await keeper.collect(fetch)) == {"a", "b"}
+
+    asyncio.run(test())
+
+
+def test_who_is_lost_while_anothers_state_is_fetched():
+    """What had been fetched of it counts; of whom nothing had been, it is as of the last commit. And who is lost once more, on
+    the way to the rank where it is wanted next, has not lost it then."""
+    keeper = StateKeeper(ClientStates())
+
+    async def fetch(client_id: str, rank: int, proposed: bool) -> Weights | None:
+        if client_id == "b":
+            assert [keeper.lose(1), keeper.lose(3)] == [[], []]
+        return Weights.of({"of": np.float32([ord(client_id)])})
+
+    async def test() -> None:
+        keeper.adopt({"c": Weights.of({"of": f32(0)})})
+        keeper.homes["c"] = 3  # it has been moved there
+        keeper.propose({"a": 1, "b": 2, "c": 3})
+        wanted = {"a": {"of": [ord("a")]}, "b": {"of": [ord("b")]}, "c": {"of": [0]}}
+        assert plain(await keeper.collect(fetch, coming=True)) == wanted
+        keeper.commit()
+        assert keeper.homes == {"a": 0, "b": 2, "c": 0}
+        assert plain(await keeper.collect(fetch)) == wanted
+        here, other = memory.world(2)
+        node = Node(here, MESSAGES)
+        bringing = asyncio.create_task(keeper.bring(node, {1: ["a"]}))
+        await asyncio.sleep(0.01)
+        await other.close()
+        with pytest.raises(Disconnected):
+            await bringing
+        assert keeper.lose(1) == []
+        assert plain(await keeper.collect(fetch)) == wanted
 
     asyncio.run(test())
 
