@@ -19,6 +19,7 @@ from federation.core.weights import Layout, Weights
 from federation.data.draws import below
 from federation.data.latency import Latency
 from federation.errors import ConfigError, Diverged, RoundError, UpdateError
+from node_comm import Disconnected
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world
 
 
@@ -200,6 +201,31 @@ def test_the_real_clock_trains_as_well(tmp_path):
     assert [row["round"] for row in rows] == list(range(1, 41))
     assert rows[-1]["accuracy"] > 0.6
     assert "virtual_seconds" not in rows[-1]
+
+
+def test_who_was_in_training_on_a_rank_that_is_lost_is_sent_once_more():
+    """By the real clock as well, by which its loss is what comes first."""
+    async def program(server):
+        trainer = AsyncTrainer(server, Arrays({"w": f32(0)}), FedAsyncAggregator(), {"clock": "real", "concurrency": 1})
+        sent = []
+
+        class Lost:
+            def submit(self, job):
+                sent.append(job.number)
+                result = asyncio.get_running_loop().create_future()
+                result.set_exception(Disconnected("rank 1 is lost"))
+                return result
+
+        trainer._dispatch(Lost())
+        with pytest.raises(Disconnected):
+            await trainer._next()
+        assert trainer.recover()
+        for flight in trainer._flights.values():
+            trainer._send(Lost(), flight)
+        assert sent == [1, 1]
+        trainer._results[1].exception()
+
+    in_world({"w": f32(0)}, {"a": constant([f32(1)])}, program)
 
 
 def test_a_learner_with_state_is_refused(tmp_path, caplog):

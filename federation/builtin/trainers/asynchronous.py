@@ -147,9 +147,10 @@ class AsyncTrainer(Trainer):
         else:
             await self.server.node.attend(asyncio.wait(self._results.values(), return_when=asyncio.FIRST_COMPLETED))
             number = next(number for number, result in self._results.items() if result.done())
+        done = self._results.pop(number).result()  # of a rank that was lost there is none: its client is sent once more
         flight = self._flights.pop(number)
         self._now = max(self._now, flight.finish)
-        return flight, self._results.pop(number).result()
+        return flight, done
 
     def _receive(self, flight: Flight, done: Done) -> bool:
         """Give an update to the aggregator; whether the weights are a new version now."""
