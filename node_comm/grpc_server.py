@@ -156,15 +156,17 @@ class GrpcServer(Star):
     async def _stream(self, guest: _Guest, frames: AsyncIterator[bytes], context: Any, has: str) -> str | None:
         """Serve a guest over this stream; returns why it was the last one, or None where another may come."""
         link = guest.link
-        if guest.replaced is not None and not guest.replaced.done():
-            guest.replaced.set_result(None)
-        if guest.reading is not None:
-            guest.reading.cancel()
-            await asyncio.gather(guest.reading, return_exceptions=True)  # what it has read is counted now
+        # First of all: while this one waits, the next may come, or the time for it run out.
+        before, mine = guest.replaced, asyncio.get_running_loop().create_future()
+        guest.replaced = mine
+        if before is not None and not before.done():
+            before.set_result(None)
         if guest.expiry is not None:
             guest.expiry.cancel()
-        mine = guest.replaced = asyncio.get_running_loop().create_future()
         try:
+            if guest.reading is not None:
+                guest.reading.cancel()
+                await asyncio.gather(guest.reading, return_exceptions=True)  # what it has read is counted now
             # Before anybody can write to it: gRPC allows one write at a time.
             await context.send_initial_metadata((
                 ("rank", str(link.peer)), ("version", VERSION), ("session", guest.session), ("received", str(link.received)),
@@ -254,5 +256,7 @@ class GrpcServer(Star):
             if guest.name == name:
                 if guest.replaced is not None and self.silence(rank) < REPLACE_AFTER:
                     return codes.ALREADY_EXISTS, f"{name!r} is connected already"
-                self.drop(rank, "its connection was lost, or silent, and a client of its name has come")
+                reason = "its connection was lost, or silent, and a client of its name has come"
+                self.drop(rank, reason)
+                self._end(guest, reason)  # at once: it is not waited for until it hears so, as the other one says hello meanwhile
         return codes.OK, ""

@@ -96,7 +96,7 @@ class Link:
 
     async def flush(self) -> None:
         """Wait until the stream has taken all that was sent, or the link has ended."""
-        if self._next < self._first + len(self._kept):
+        if self._next < self._first + len(self._kept) and not self._ended:
             self._flushed.clear()
             await self._flushed.wait()
 

@@ -498,6 +498,107 @@ def test_a_name_is_taken_once():
     run(test())
 
 
+def test_who_takes_the_place_of_a_silent_client_finds_it_gone(monkeypatch):
+    """S-LIFE-09: not only when that, which does not hear any more, has been told: it says hello before."""
+    monkeypatch.setattr("node_comm.grpc_server.REPLACE_AFTER", 0.0)
+
+    async def test() -> None:
+        async with world(1) as (server, [client]):
+            lost: list[int] = []
+            server.on_lost = lambda rank, reason: lost.append(rank)
+            link = server._links[1]
+            link.detach()  # what is written from now on is not taken
+            await server.send(1, b"not taken")
+            again = await connect(Way(address=server._door.address, name="client_0"))
+            assert lost == [1]
+            await asyncio.wait_for(link.flush(), 1)
+            await again.close()
+
+    run(test())
+
+
+class Context:
+    """What gRPC gives to who serves a stream; the first answer waits for `gate`."""
+
+    def __init__(self, gate: asyncio.Event | None = None) -> None:
+        self.gate = gate
+        self.written: list[bytes] = []
+
+    async def send_initial_metadata(self, metadata: object) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+
+    async def write(self, frame: bytes) -> None:
+        self.written.append(frame)
+
+
+async def turns() -> None:
+    """Let the loop do what there is to do."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def streams():
+    """A server, a client of it with one stream, the tasks that serve its streams, and what makes one more."""
+    server = GrpcServer(Door(address=""))
+    guest = server._newcomer("client_0")
+    tasks: list[asyncio.Task] = []
+
+    async def silence() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    def serve(context: Context) -> None:
+        tasks.append(asyncio.create_task(server._stream(guest, silence(), context, "0")))
+
+    serve(Context())
+    await turns()
+    try:
+        yield server, guest, tasks, serve
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        server._end(guest, "")
+
+
+def test_two_streams_that_come_at_once_to_go_on():
+    """The later one counts, also where the earlier one is answered after it: the client has given that up."""
+    async def test() -> None:
+        async with streams() as (server, _, tasks, serve):
+            given_up, last = Context(asyncio.Event()), Context()
+            serve(given_up)
+            serve(last)
+            await turns()
+            given_up.gate.set()
+            await turns()
+            await server.send(1, b"for the last one")
+            await turns()
+            assert (len(given_up.written), len(last.written)) == (0, 1)
+            assert [task.done() for task in tasks] == [True, True, False]
+
+    run(test())
+
+
+def test_a_stream_that_comes_in_the_last_moment():
+    """The time for it does not run out while it waits for the end of the one before."""
+    async def test() -> None:
+        async with streams() as (server, guest, tasks, serve):
+            tasks[0].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            guest.expiry.cancel()
+            guest.expiry = asyncio.get_running_loop().call_later(0, server._end, guest, "its connection was lost")
+            context = Context()
+            serve(context)
+            await turns()
+            await server.send(1, b"still there")
+            await turns()
+            assert len(context.written) == 1
+
+    run(test())
+
+
 def test_another_version_is_refused(monkeypatch):
     async def test() -> None:
         async with world(0) as (server, _):
