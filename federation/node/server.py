@@ -167,6 +167,7 @@ class ServerNode:
             await node.stop()
         for rank in self.members.ranks:
             self.members.remove(rank)
+        self._delivery = Delivery()
         self._transport = await transport.recover()
         if self._transport.size == 1 and not self.members.hosts_clients:
             raise RoundError("every rank that trains clients is lost")

@@ -391,6 +391,27 @@ def test_who_is_lost_has_the_server_train_no_more_for_that_round():
     in_world(0, program, learner=Gate)
 
 
+def test_weights_that_never_arrived_are_those_of_the_world_before():
+    """They were on their way to a rank that is lost, and nobody had waited for them yet: the next world has its own."""
+    async def test() -> None:
+        here, other = memory.world(2)
+
+        async def recover():
+            return memory.world(1)[0]
+
+        here.recover = recover
+        server = ServerNode(transport=here, host=ClientHost(Diary(Arrays(MODEL)), data()), hosts_clients=True)
+        await server.start()
+        server.members.ranks = [1]
+        await server.begin_broadcast(Weights.of(MODEL))
+        await other.close()
+        await server.recover()
+        await server.broadcast_weights(Weights.of(MODEL))
+        await server.stop()
+
+    asyncio.run(test())
+
+
 def test_a_server_whose_own_client_is_never_done_does_not_go_on():
     async def program(server):
         async def recover():
