@@ -123,8 +123,13 @@ class Session:
             with self._tracing(server):
                 await self._run_or_stop(survival, recorder)
             trainer = survival.trainer
-        finally:
-            recorder.close()
+        except BaseException:
+            try:
+                recorder.close()
+            except FederationError as error:  # what has ended the run is what is told, and has its exit status
+                logger.error("%s", error)
+            raise
+        recorder.close()
         given = trainer.model.get_weights()
         weights = given if isinstance(given, Weights) else Weights.of(given)
         rounds = trainer.round if isinstance(trainer, Resumable) else config.trainer_config.max_rounds

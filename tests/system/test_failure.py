@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from federation.session import stop_signals
+import federation
+from federation.errors import FederationError
+from federation.infra.recorder import Recorder
+from federation.infra.tracker import NoTracker
+from federation.launch import report
+from federation.session import Stopped, stop_signals
 from tests.system.conftest import ENVIRONMENT, command
 
 FAULTY = ["plugins=[tests/system/faulty.py]", "components.learner=test.learner.faulty",
@@ -199,6 +204,26 @@ asyncio.run(stopped())
 def test_a_second_signal_while_a_rank_tells_the_others(who, status):
     """S-HPC-04: it would end rank 0, with a status for which no job is requeued. A user's own program has its signals back."""
     assert subprocess.run([sys.executable, "-c", IMPATIENT, who], check=False, timeout=60).returncode == status
+
+
+class Unwilling(NoTracker):
+    """A tracker whose server is not there any more in the end."""
+
+    def close(self):
+        raise FederationError("tracker x, which is required, failed")
+
+
+def test_what_fails_at_the_end_does_not_take_the_place_of_what_has_ended_the_run(tmp_path, monkeypatch, caplog):
+    """S-LIFE-02: a run that a signal has stopped says so, with a checkpoint and the status with which it is put back into the
+    queue, though its tracker fails as well."""
+    monkeypatch.setattr("federation.session.make_tracker", lambda *_: Unwilling())
+    monkeypatch.setattr(Recorder, "check_time", lambda recorder: signal.raise_signal(signal.SIGTERM))
+    config = {"mode": "serial", "num_clients": 2, "output_dir": str(tmp_path / "run"), "trainer_config": {"max_rounds": 1000},
+              "components": {"model": "model.numpy.linear"}, "tracker": {"required": True}}
+    with pytest.raises(Stopped) as caught:
+        federation.run(config)
+    assert report(caught.value) == 75
+    assert "tracker x, which is required, failed" in caplog.messages
 
 
 def test_a_program_has_its_own_answers_to_signals_back():
