@@ -39,6 +39,7 @@ class Background:
         self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(_QUEUE_ROUNDS)
         self._started = threading.Event()
         self._dropped = False
+        self._is_closing = False
         # A daemon: a tracker that hangs must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, args=(make,), name=f"tracker-{name}", daemon=True)
         self._thread.start()
@@ -57,6 +58,7 @@ class Background:
     def close(self) -> None:
         """Send the rest, for at most 30 s."""
         if self._thread.is_alive():
+            self._is_closing = True
             self._put(None)
             self._thread.join(_PATIENCE_S)
             if self._thread.is_alive():
@@ -88,7 +90,8 @@ class Background:
             tracker = make()
             self._started.set()
             while call is not None:
-                call = self._calls.get()
+                # A queue that was full has had no room for the None that ends it.
+                call = None if self._is_closing and self._calls.empty() else self._calls.get()
                 if call is not None:
                     call(tracker)
             tracker.close()

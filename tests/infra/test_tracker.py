@@ -305,6 +305,27 @@ def test_a_required_server_that_stops_to_answer(tmp_path: Path, monkeypatch: pyt
     answer.set()
 
 
+def test_a_server_that_catches_up_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waits is sent when the run ends, and then the tracker is closed, also where there was no room for another word."""
+    asked, answer, ended = threading.Event(), threading.Event(), threading.Event()
+    fake = install(monkeypatch, FakeMlflow())
+    monkeypatch.setattr(fake, "log_batch", lambda *_, **__: (asked.set(), answer.wait(60)))
+    monkeypatch.setattr(fake, "set_terminated", lambda *_: ended.set())
+    monkeypatch.setattr(remote_tracker, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(remote_tracker, "_QUEUE_ROUNDS", 2)
+    tracker = make_tracker("mlflow", tmp_path)
+    tracker.log(1, {"loss": 1})
+    assert asked.wait(20)
+    for round in range(2, 5):
+        tracker.log(round, {"loss": 1})
+    threading.Timer(0.1, answer.set).start()
+    tracker.close()
+    assert ended.is_set()
+    assert [message.partition(": ")[2] for message in caplog.messages] == ["does not keep up, rounds are dropped"]
+
+
 def test_a_server_that_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
