@@ -187,6 +187,7 @@ class Node:
         finally:
             self._attended.discard(ended)
             waiting.cancel()
+            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
 
     def fail(self, error: BaseException) -> None:
         """End this node with `error`: every pending and later call raises it."""

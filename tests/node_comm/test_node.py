@@ -130,6 +130,30 @@ def test_recv_and_attend_end_with_the_node():
     in_pair(ask, answer)
 
 
+def test_what_is_attended_no_more_is_not_reported_as_forgotten(caplog):
+    """Asyncio would log an error for a gather that is cancelled, and for what fails while it is."""
+    async def fail_late():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("while it is cancelled")
+
+    async def main():
+        for work in (asyncio.gather(asyncio.Event().wait(), asyncio.Event().wait()), fail_late()):
+            node = Node(memory.world(1)[0], [])
+            attending = asyncio.create_task(node.attend(work))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            node.fail(Disconnected("the end"))
+            with pytest.raises(Disconnected, match="the end"):
+                await attending
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    gc.collect()
+    assert not caplog.records
+
+
 def test_waiting_for_orders_costs_no_task():
     """An idle rank has the node's own, and whoever waits; to attend to something is one more."""
     async def ask(node):
