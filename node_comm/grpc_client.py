@@ -118,10 +118,11 @@ class GrpcClient(Star):
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        self._lost(SERVER, "this client has been closed")
-        await self._stream.close()
+        finally:  # also for who does not wait any longer: the server would take this client for one that is there
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+            self._lost(SERVER, "this client has been closed")
+            await self._stream.close()
 
     async def recover(self) -> Transport:
         """See Transport: connect anew. Raises what `connect` raises."""

@@ -112,6 +112,22 @@ def test_what_was_written_before_a_client_left_arrives(monkeypatch):
     run(test())
 
 
+def test_a_farewell_that_is_not_waited_for_ends_the_connection_all_the_same():
+    """The server need not find out by the client's silence."""
+    async def test() -> None:
+        async with world(1, resume_seconds=0.0) as (server, [client]):
+            client._server.detach()  # nothing that is written goes any more
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.close(), 0.05)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    while server.ranks:
+                        await asyncio.sleep(0.001)
+            assert (server.ranks, client._reading.done()) == ([], True)
+
+    run(test())
+
+
 def test_sums_are_added_up_as_they_come():
     async def test() -> None:
         async with world(3) as (server, clients):
