@@ -256,12 +256,11 @@ class Session:
                     raise Stopped(stop.result().name, self._last_checkpoint(survival.trainer, recorder)) from None
                 return
             survival.ending = True
-            trainer = survival.trainer
-            await _until_recorded(trainer, recorder, running)
-            trainer.server.host.stopping.set()
+            await _until_recorded(survival, recorder, running)
+            survival.trainer.server.host.stopping.set()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            raise Stopped(stop.result().name, self._last_checkpoint(trainer, recorder))
+            raise Stopped(stop.result().name, self._last_checkpoint(survival.trainer, recorder))
         finally:
             running.cancel()
 
@@ -297,10 +296,13 @@ def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:
     return bool(trainer.round == recorder.last.get("round", 0))
 
 
-async def _until_recorded(trainer: Trainer, recorder: Recorder, running: asyncio.Future[None]) -> None:
-    """Let a round whose weights count already be evaluated and recorded: after a resume, that is not made up for."""
+async def _until_recorded(survival: Survival, recorder: Recorder, running: asyncio.Future[None]) -> None:
+    """Let a round whose weights count already be evaluated and recorded: after a resume, that is not made up for.
+
+    The trainer may become another one meanwhile, where a loss that came before is still being made good.
+    """
     limit = time.monotonic() + PATIENCE
-    while isinstance(trainer, Resumable) and not _is_recorded(trainer, recorder) and not running.done() \
+    while isinstance(trainer := survival.trainer, Resumable) and not _is_recorded(trainer, recorder) and not running.done() \
             and time.monotonic() < limit:
         await asyncio.sleep(0.01)
 

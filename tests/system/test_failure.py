@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +19,7 @@ from federation.errors import FederationError
 from federation.infra.recorder import Recorder
 from federation.infra.tracker import NoTracker
 from federation.launch import report
-from federation.session import Stopped, stop_signals
+from federation.session import Session, Stopped, stop_signals
 from tests.system.conftest import ENVIRONMENT, command
 
 FAULTY = ["plugins=[tests/system/faulty.py]", "components.learner=test.learner.faulty",
@@ -224,6 +226,43 @@ def test_what_fails_at_the_end_does_not_take_the_place_of_what_has_ended_the_run
         federation.run(config)
     assert report(caught.value) == 75
     assert "tracker x, which is required, failed" in caplog.messages
+
+
+class Resumes:
+    """A trainer of which only the round counts."""
+
+    def __init__(self, number):
+        self.round = number
+        self.server = SimpleNamespace(host=SimpleNamespace(stopping=threading.Event()))
+
+    def snapshot(self):
+        return f"of round {self.round}"
+
+    def restore(self, snapshot):
+        raise AssertionError("nobody goes back")
+
+
+def test_a_signal_while_a_run_goes_back_to_its_last_checkpoint():
+    """The checkpoint is that of the trainer that runs by then, and not of the one that had lost its ranks."""
+    recorder = SimpleNamespace(last={"round": 4}, checkpoint_now=lambda snapshot: snapshot)
+    survival = SimpleNamespace(trainer=Resumes(5), ending=False)
+
+    async def goes_back():
+        await asyncio.sleep(0.02)
+        survival.trainer, recorder.last = Resumes(3), {"round": 3}
+        await asyncio.Event().wait()
+
+    async def main():
+        survival.run = goes_back
+        stop = asyncio.get_running_loop().create_future()
+        stop.set_result(signal.SIGTERM)
+        began = time.monotonic()
+        with pytest.raises(Stopped) as caught:
+            await Session._run_until(Session, stop, survival, recorder)
+        assert caught.value.checkpoint == "of round 3"
+        assert time.monotonic() - began < 2
+
+    asyncio.run(main())
 
 
 def test_a_program_has_its_own_answers_to_signals_back():
