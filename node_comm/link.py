@@ -48,13 +48,16 @@ class Link:
         self._stream: Write | None = None
         self._ended = ""
         self._stirred, self._room, self._flushed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._writing = asyncio.create_task(self._write(), name=f"link to rank {peer}")
+        self._writing = self._writer()
 
     def attach(self, stream: Write, has: int) -> None:
         """Go on over a stream whose far end has taken `has` frames of this one. Raises ProtocolError where it cannot have."""
         self._confirm(has)
         self._next, self._told = self._first, self.received
         self._stream = stream
+        self._writing.cancel()  # it may hang in a stream of which this end does not know yet that it is cut
+        if not self._ended:
+            self._writing = self._writer()
         self._stirred.set()
 
     def detach(self) -> None:
@@ -133,6 +136,9 @@ class Link:
             self._kept.popleft()
             self._first += 1
         self._room.set()
+
+    def _writer(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._write(), name=f"link to rank {self.peer}")
 
     async def _write(self) -> None:
         """Write what there is to write, as long as there is a stream; the only one that does."""

@@ -20,7 +20,7 @@ from node_comm.arrays import Description
 from node_comm.grpc_channel import METHOD, SERVICE, VERSION, Certificates
 from node_comm.grpc_client import GrpcClient, Refused, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
-from node_comm.link import WINDOW
+from node_comm.link import WINDOW, Link
 from node_comm.node import Node
 from node_comm.wire import PIECE_BYTES, Adding, Outgoing, Sink
 from tests.node_comm.contract import Word
@@ -249,6 +249,29 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(zip_level):
             assert proxy.passed < 1.9 * 2 * array.nbytes
             await client.close()
         await server.close()
+
+    run(test())
+
+
+def test_a_stream_that_takes_nothing_holds_up_no_other():
+    """As where the client's end of a connection is cut, and the server does not know yet: its write waits for ten seconds."""
+    async def test() -> None:
+        link = Link(1, lambda header, description: None, 0)
+        written: list[bytes] = []
+
+        async def hangs(frame: bytes) -> None:
+            await asyncio.Event().wait()
+
+        async def takes(frame: bytes) -> None:
+            written.append(frame)
+
+        link.attach(hangs, 0)
+        await link.send(Outgoing(b"down"))
+        await turns()
+        link.attach(takes, 0)
+        await turns()
+        assert written == list(Outgoing(b"down"))
+        link.end("")
 
     run(test())
 
