@@ -195,10 +195,12 @@ class GrpcServer(Star):
         return None
 
     def _suspend(self, guest: _Guest) -> None:
-        """The stream of a guest has ended. It may come back for a while."""
+        """The stream of a guest has ended. It may come back for a while, unless it was let go."""
         guest.replaced = None
         guest.link.detach()
-        if guest.link.peer in self._guests:
+        if guest.ending.done():
+            self._end(guest, guest.ending.result())
+        elif guest.link.peer in self._guests:
             guest.expiry = asyncio.get_running_loop().call_later(self._door.resume_seconds, self._end, guest,
                                                                  "its connection was lost")
 

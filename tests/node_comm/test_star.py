@@ -638,6 +638,21 @@ def test_a_stream_that_comes_in_the_last_moment():
     run(test())
 
 
+def test_who_is_let_go_and_hangs_up_is_gone_at_once():
+    """It is not waited for: what it has been told, or would have been, is that it need not come back."""
+    async def test() -> None:
+        async with streams() as (server, guest, tasks, _):
+            guest.link.detach()  # nothing that is written goes any more
+            await server.send(1, b"not taken")
+            server.drop(1, "it has failed")
+            await turns()
+            tasks[0].cancel()  # as gRPC does
+            await turns()
+            assert server.ranks == []
+
+    run(test())
+
+
 def test_another_version_is_refused(monkeypatch):
     async def test() -> None:
         async with world(0) as (server, _):
