@@ -64,10 +64,11 @@ class ClientStates:
         self._proposed.clear()
 
     async def send(self, node: Node, give: Mapping[str, int]) -> None:
-        """Send clients to other ranks, by client; they live here no more."""
+        """Send clients to other ranks, by client; each lives here no more once it is sent."""
         async def part(client_id: str, rank: int) -> None:
-            state = self._current.pop(client_id)
+            state = self._current[client_id]
             await node.send(rank, ClientState(client_id=client_id, layout=state.layout.to_dict()), state.buffer)
+            self._current.pop(client_id, None)
 
         await together(*(part(client_id, rank) for client_id, rank in give.items()))
 

@@ -61,6 +61,7 @@ class StateKeeper:
             copy = self._copies.get(client_id)
             if copy is None or client_id in self._changed:
                 del self.homes[client_id]
+                self._copies.pop(client_id, None)
                 self._changed.discard(client_id)
                 forgotten.append(client_id)
             else:
@@ -100,8 +101,14 @@ class StateKeeper:
             answer, _ = await node.request(rank, Move(give=give.get(rank, {}), take=take.get(rank, [])))
             expect(answer, Moved)
 
-        await together(*(move(rank) for rank in sorted({*give, *take} - {0})), self._here.send(node, give.get(0, {})),
-                       self._here.wait_for(node, take.get(0, [])))
+        try:
+            await together(*(move(rank) for rank in sorted({*give, *take} - {0})), self._here.send(node, give.get(0, {})),
+                           self._here.wait_for(node, take.get(0, [])))
+        except BaseException:
+            still_here = [client_id for client_id in give.get(0, {}) if client_id in self._here]
+            self.homes |= dict.fromkeys(still_here, 0)
+            self._changed.update(set(still_here) - self._copies.keys())  # `lose` may have forgotten it meanwhile
+            raise
 
     async def collect(self, fetch: Fetch, coming: bool = False) -> dict[str, Weights]:
         """What every client keeps, as of the last commit, by client; borrowed. With `coming`, as it will be once the round

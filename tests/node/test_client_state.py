@@ -209,6 +209,23 @@ def test_the_servers_samples_are_measured_with_what_no_client_keeps(ranks):
     assert in_world(ranks, program, learner=Measured) == [(0, sum(map(len, COHORTS)) / CLIENTS)] * 2
 
 
+def test_who_is_not_sent_in_time_is_where_it_was():
+    """As where a network's client does not take it within round_timeout, and is asked again: it does not begin anew there."""
+    keeper = StateKeeper(ClientStates())
+
+    async def test() -> None:
+        keeper.adopt({"a": Weights.of({"turns": f32(3)})})
+        here, other = memory.world(2)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(keeper.bring(Node(here, MESSAGES), {1: ["a"]}), 0.02)
+        assert keeper.homes == {"a": 0}
+        assert keeper.moves({1: ["a"]})
+        assert plain(keeper.whole()) == {"a": {"turns": [3]}}
+        await other.close()
+
+    asyncio.run(test())
+
+
 class Unlucky(Diary):
     """Its data come over a network, which does not answer in time."""
 
