@@ -542,7 +542,7 @@ def test_who_takes_the_place_of_a_silent_client_finds_it_gone(monkeypatch):
     monkeypatch.setattr("node_comm.grpc_server.REPLACE_AFTER", 0.0)
 
     async def test() -> None:
-        async with world(1) as (server, [client]):
+        async with world(1) as (server, _):
             lost: list[int] = []
             server.on_lost = lambda rank, reason: lost.append(rank)
             link = server._links[1]
