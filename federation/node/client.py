@@ -330,8 +330,8 @@ async def _own_end(seconds: float | None, spent: float = 0.0) -> AsyncIterator[N
 
 
 def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics with NumPy scalars turned into Python's, as messages carry them."""
-    return {str(key): value.item() if isinstance(value, np.generic) else value for key, value in metrics.items()}
+    """Metrics by text, as messages carry them."""
+    return {str(key): value for key, value in metrics.items()}
 
 
 def _samples(learner: Learner) -> int:

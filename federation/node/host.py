@@ -5,6 +5,7 @@ Plain synchronous code: it runs on the process's computing thread and knows noth
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import traceback
@@ -164,8 +165,7 @@ class ClientHost:
             return Trained(problem=_problem(order.client_id, "diverged", error))
         except UpdateError as error:
             return Trained(refused=str(error))
-        return Trained(num_samples=int(result.num_samples), metrics=dict(result.metrics),
-                       seconds=time.perf_counter() - began)
+        return Trained(num_samples=result.num_samples, metrics=dict(result.metrics), seconds=time.perf_counter() - began)
 
     @property
     def layout(self) -> Layout:
@@ -364,7 +364,13 @@ class ClientHost:
 def _checked(result: Any, wanted: type[Any]) -> Any:
     if not isinstance(result, wanted):
         raise TypeError(f"the learner returned {type(result).__name__}; wanted {wanted.__name__}")
-    return result
+    metrics = {key: _plain(value) for key, value in result.metrics.items()}
+    return dataclasses.replace(result, num_samples=_plain(result.num_samples), metrics=metrics)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's scalars, arrays and tensors as Python's numbers and lists of them, which messages between ranks carry."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _problem(client_id: str, kind: Any, error: BaseException) -> Problem:

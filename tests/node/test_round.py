@@ -11,14 +11,15 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
-from federation import ClientUpdate
+from federation import ClientUpdate, TrainResult
 from federation.builtin import DefaultTrainer, FedAdamAggregator, FedAvgAggregator, FedAvgMAggregator
 from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, Diverged, RoundError, UpdateError
 from federation.node.round import Plan, check_problems
 from node_comm.memory import MemoryTransport
-from tests.node.worlds import Arrays, constant, f32, in_world, names
+from tests.node.worlds import Answers, Arrays, constant, f32, in_world, names
 
 
 @pytest.fixture(autouse=True, params=["collectives", "messages", "in place"])
@@ -94,6 +95,27 @@ def test_dtypes(dtype):
     mean = fit_and_mean({"w": values}, {name: constant([values]) for name in names(3)})["w"]
     assert mean.astype(float).tolist() == [1, 0, 1]
     assert mean.dtype == np.dtype(dtype).newbyteorder("=")
+
+
+class Numbers(Answers):
+    """Counts and measures as NumPy and torch do."""
+
+    def fit(self, config=None):
+        metrics = {"loss": torch.tensor(0.5), "accuracy": np.array(0.25), "classes": np.ones(2), "rank": np.int32(3)}
+        return TrainResult([f32(1)], np.int64(2), metrics)
+
+
+def test_numbers_of_libraries_travel():
+    """A learner may count and measure with scalars, arrays and tensors: other ranks take them as the server's own does."""
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of({"w": f32(0)}))
+        fitted = await server.fit(Plan(1, server.get_connected_clients(), needs="rows"))
+        [update] = await server.updates(fitted)
+        return fitted.num_samples, fitted.metrics.means(), update.metrics
+
+    means = {"accuracy": 0.25, "loss": 0.5, "rank": 3.0}
+    assert in_world({"w": f32(0)}, {"a": None}, program, learner=Numbers) == (2, means, {**means, "classes": [1.0, 1.0]})
 
 
 class Normalised(Arrays):
