@@ -170,6 +170,10 @@ def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
     if config.components.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
         yield "learner_config.optimizer", ("adam is not for federated.aggregator.fednova, which has to know what a number of steps "
                                            "adds up to; use sgd")
+    aggregator, own = config.components.aggregator, "federated.aggregator.scaffold"
+    if (config.components.learner == "federated.learner.scaffold" and aggregator.startswith("federated.") and aggregator != own
+            and sound("components.learner", "components.aggregator")):
+        yield "components.learner", f"federated.learner.scaffold needs what {own} shares, and {aggregator} does not; use that one"
     falls_to_0 = given.get("lr_schedule") == "cosine" and not given.get("lr_floor")
     if _is_wholly(config, "scaffold") and falls_to_0 and isinstance(last, int) and rounds >= max(2, last):
         yield "learner_config.lr_floor", (f"0: in round {max(2, last)} of {rounds} the rate is 0, by which SCAFFOLD divides; give "
