@@ -104,7 +104,7 @@ def _are_targets(y: object, name: str) -> bool:
     values = as_array(y, name)
     if values.dtype.kind != "f":
         return False
-    if values.size and (values == np.floor(values)).all():
+    if values.ndim == 1 and values.size and (values == np.floor(values)).all():
         raise DataError(f"{name} is {values.dtype} and holds whole numbers only; expected integers for class labels "
                         f"(y.astype('int64')), or task: regression (in dataset_config) if they are targets")
     return True
