@@ -177,7 +177,10 @@ def is_count(value: object) -> bool:
 
 
 def as_array(value: object, name: str) -> np.ndarray:
-    """`value` as an array; DataError, beginning with `name`, where NumPy can make none of it."""
+    """`value` as an array; DataError, beginning with `name`, where NumPy can make none of it, or not of all of it."""
+    if np.ma.is_masked(value):
+        raise DataError(f"{name} is a masked array, of which some values are masked; fill them (with .filled(0), say), or leave "
+                        "those samples out")
     try:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, a tensor of a GPU or with a gradient

@@ -364,8 +364,9 @@ class ClientHost:
 def _checked(result: Any, wanted: type[Any]) -> Any:
     if not isinstance(result, wanted):
         raise TypeError(f"the learner returned {type(result).__name__}; wanted {wanted.__name__}")
+    given = {field.name: getattr(result, field.name) for field in dataclasses.fields(wanted)}
     metrics = {key: _plain(value) for key, value in result.metrics.items()}
-    return dataclasses.replace(result, num_samples=_plain(result.num_samples), metrics=metrics)
+    return wanted(**given | {"num_samples": _plain(result.num_samples), "metrics": metrics})
 
 
 def _plain(value: Any) -> Any:
