@@ -198,7 +198,11 @@ class ClientNode:
                 raise
             except Exception as error:
                 failure = Failure(reason=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
-                await self._node.send(SERVER, failure)
+                try:
+                    await self._node.send(SERVER, failure)
+                except CommError:  # from which this node may recover
+                    logger.error("%s has failed, of which the server cannot be told:\n%s", self.node_id, failure.traceback)
+                    raise
                 raise
 
     async def _obey_in_time(self, incoming: Incoming) -> bool:

@@ -25,7 +25,7 @@ from federation.node.round import Plan
 from federation.node.state_keeper import StateKeeper
 from node_comm import memory
 from node_comm.errors import Disconnected, ProtocolError
-from node_comm.node import Node, RemoteFailure, give_up
+from node_comm.node import Failure, Node, RemoteFailure, give_up
 from tests.node.worlds import Arrays, f32
 
 CLIENTS = 5
@@ -245,6 +245,26 @@ def test_a_time_out_of_a_learners_own_is_its_error(monkeypatch):
     with pytest.raises((RemoteFailure, TimeoutError), match="the store does not answer"):
         in_world(1, program, learner=Unlucky)
     assert killed == []
+
+
+def test_an_error_that_the_server_is_not_told_is_logged(monkeypatch, caplog):
+    """A rank that outlives the loss of the server's world goes on after it, and nobody would know."""
+    send = Node.send
+
+    async def lost(self, dest, message, buffer=None):
+        if isinstance(message, Failure):
+            raise Disconnected("rank 0 is lost")
+        await send(self, dest, message, buffer)
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of(MODEL))
+        await server.evaluate(1, 1)
+
+    monkeypatch.setattr(Node, "send", lost)
+    with pytest.raises(Disconnected):
+        in_world(1, program, learner=Unlucky)
+    assert "of which the server cannot be told" in caplog.text
+    assert "TimeoutError: the store does not answer" in caplog.text
 
 
 class Shares(MeanAggregator):
