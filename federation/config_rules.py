@@ -43,6 +43,7 @@ def broken_rules(config: Config, sound: Sound) -> Iterator[Broken]:
     yield from _clients_at_once(config, sound)
     yield from _feddyn(config, sound)
     yield from _steps(config, sound)
+    yield from _learner(config, sound)
     yield from _fltrust(config, sound)
     yield from _sides(config, sound)
     yield from _transport(config, sound)
@@ -170,14 +171,25 @@ def _steps(config: Config, sound: Sound) -> Iterator[Broken]:
     if config.components.aggregator == "federated.aggregator.fednova" and given.get("optimizer") == "adam":
         yield "learner_config.optimizer", ("adam is not for federated.aggregator.fednova, which has to know what a number of steps "
                                            "adds up to; use sgd")
-    aggregator, own = config.components.aggregator, "federated.aggregator.scaffold"
-    if (config.components.learner == "federated.learner.scaffold" and aggregator.startswith("federated.") and aggregator != own
-            and sound("components.learner", "components.aggregator")):
-        yield "components.learner", f"federated.learner.scaffold needs what {own} shares, and {aggregator} does not; use that one"
     falls_to_0 = given.get("lr_schedule") == "cosine" and not given.get("lr_floor")
     if _is_wholly(config, "scaffold") and falls_to_0 and isinstance(last, int) and rounds >= max(2, last):
         yield "learner_config.lr_floor", (f"0: in round {max(2, last)} of {rounds} the rate is 0, by which SCAFFOLD divides; give "
                                           "one above 0, such as 0.01, or more lr_rounds")
+
+
+def _learner(config: Config, sound: Sound) -> Iterator[Broken]:
+    """Learners that need what this aggregator or trainer does not have; over a network, either may be the other side's."""
+    learner, aggregator, trainer = config.components.learner, config.components.aggregator, config.components.trainer
+    if config.mode in NETWORK or not sound("mode", "components", "components.learner"):
+        return
+    shares = "federated.aggregator.scaffold"
+    if (learner == "federated.learner.scaffold" and aggregator.startswith("federated.") and aggregator != shares
+            and sound("components.aggregator")):
+        yield "components.learner", f"{learner} needs what {shares} shares, and {aggregator} does not; use that one"
+    keeps = learner in ("federated.learner.ditto", "federated.learner.feddyn")
+    if keeps and trainer == "federated.trainer.async" and sound("components.trainer"):
+        yield "components.learner", (f"{learner} keeps something for each client, which {trainer} does not support; use "
+                                     "federated.trainer.default")
 
 
 def _fltrust(config: Config, sound: Sound) -> Iterator[Broken]:

@@ -329,6 +329,8 @@ def test_a_key_that_is_no_shelf_is_unknown(problems, text):
     ("components: {aggregator: federated.aggregator.scaffold}\nlearner_config: {lr_schedule: cosine, lr_rounds: 20}",
      "learner_config.lr_floor"),
     ("components: {learner: federated.learner.scaffold}", "components.learner"),
+    ("components: {learner: federated.learner.ditto, trainer: federated.trainer.async, aggregator: federated.aggregator.fedbuff}",
+     "components.learner"),
 ])
 def test_impossible_combinations(problems, text, path):
     found = problems(text)
