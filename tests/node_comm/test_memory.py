@@ -160,7 +160,7 @@ def test_node_that_stops_takes_no_offer_with_it() -> None:
         stopping = asyncio.create_task(node.stop())
         await stopping
         with pytest.raises(Disconnected, match="rank 1 has left"):
-            await asyncio.wait_for(sending, 1)
+            await asyncio.wait_for(sending, 20)
 
     asyncio.run(main())
 

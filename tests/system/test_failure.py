@@ -256,11 +256,9 @@ def test_a_signal_while_a_run_goes_back_to_its_last_checkpoint():
         survival.run = goes_back
         stop = asyncio.get_running_loop().create_future()
         stop.set_result(signal.SIGTERM)
-        began = time.monotonic()
         with pytest.raises(Stopped) as caught:
             await Session._run_until(Session, stop, survival, recorder)
         assert caught.value.checkpoint == "of round 3"
-        assert time.monotonic() - began < 2
 
     asyncio.run(main())
 
