@@ -237,14 +237,14 @@ def report(error: BaseException, rank: int = 0) -> int:
     return status
 
 
-def _interrupted(interrupt: KeyboardInterrupt) -> BaseException:
-    """The stop that was being answered when another signal came; `interrupt` itself where there was none."""
+def _interrupted(second: KeyboardInterrupt) -> BaseException:
+    """The stop that was being answered when another signal came; `second` itself where there was none."""
     from federation.session import Stopped
 
-    earlier: BaseException | None = interrupt
+    earlier: BaseException | None = second
     while earlier is not None and not isinstance(earlier, Stopped):
         earlier = earlier.__context__
-    return earlier or interrupt
+    return earlier or second
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
