@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 #: The most samples that a client may say it has.
 MOST_SAMPLES = 2**40
+#: The most characters of a client's name.
+LONGEST_NAME = 400
 
 
 class OpenMembers(Members):
@@ -89,15 +91,18 @@ class OpenMembers(Members):
             raise FederationError(f"it differs from the server in {differing}")
         if rank in self:
             raise FederationError("it introduces itself twice")
-        here = [self.clients[index].client_id for index in range(len(self.clients))]
-        here += [client.client_id for clients in self._newcomers.values() for client in clients]
+        here = {self.clients[index].client_id for index in range(len(self.clients))}
+        here |= {client.client_id for clients in self._newcomers.values() for client in clients}
         for record in hello.clients:
             if record.client_id in here:
                 raise FederationError(f"there is a client {record.client_id!r} already")
             if record.client_id != name and not record.client_id.startswith(f"{name}/"):
                 raise FederationError(f"it brings {record.client_id!r}; the clients of {name!r} are called {name!r} or "
                                       f"{name}/...")
+            if len(record.client_id) > LONGEST_NAME or not record.client_id.isprintable():
+                raise FederationError(f"it brings a client with a name of {len(record.client_id)} characters ({LONGEST_NAME} are "
+                                      "allowed), or of some that cannot be printed")
             if not 0 <= record.num_samples <= MOST_SAMPLES:
                 raise FederationError(f"{record.client_id!r} has {record.num_samples} samples; 0 to {MOST_SAMPLES} are "
                                       "allowed")
-            here.append(record.client_id)
+            here.add(record.client_id)

@@ -29,14 +29,14 @@ class ClientTable:
     def __init__(self, sizes: np.ndarray | None = None) -> None:
         self._sizes = np.empty(0, np.int64) if sizes is None else sizes
         self._own: dict[str, ClientProxy] = {}
-        self._order: list[str] = []
+        self._sorted: list[str] | None = []
         self._pool: Pool | None = None
 
     def __len__(self) -> int:
-        return len(self._order) or len(self._sizes)
+        return len(self._own) or len(self._sizes)
 
     def __getitem__(self, index: int) -> ClientProxy:
-        if self._order:
+        if self._own:
             return self._own[self._order[index]]
         return ClientProxy(partition_client(index), int(self._sizes[index]))
 
@@ -52,14 +52,12 @@ class ClientTable:
             raise FederationError(f"{client.client_id!r} brings its own data, but this run has a shared partition of "
                                   f"{len(self._sizes)} clients: use one or the other")
         self._own[client.client_id] = client
-        self._order = sorted(self._own, key=natural)
-        self._pool = None
+        self._sorted = self._pool = None
 
     def remove_rank(self, rank: int) -> None:
         """The clients that `rank` brought are gone."""
         self._own = {name: client for name, client in self._own.items() if client.rank != rank}
-        self._order = sorted(self._own, key=natural)
-        self._pool = None
+        self._sorted = self._pool = None
 
     @property
     def pool(self) -> Pool:
@@ -71,9 +69,16 @@ class ClientTable:
     @property
     def sizes(self) -> np.ndarray:
         """Samples by client, int64, in table order; borrowed."""
-        if self._order:
+        if self._own:
             return np.array([self._own[name].num_samples for name in self._order], np.int64)
         return self._sizes
+
+    @property
+    def _order(self) -> list[str]:
+        """The names of those that were brought, sorted when somebody asks: a rank may bring thousands at once."""
+        if self._sorted is None:
+            self._sorted = sorted(self._own, key=natural)
+        return self._sorted
 
 
 def partition_client(index: int) -> str:
@@ -89,4 +94,4 @@ def partition_index(client_id: str) -> int:
 def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
     """A sort key that puts client_9 before client_10."""
     parts = re.split(r"(\d+)", name)
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+    return tuple((part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts)

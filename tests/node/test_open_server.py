@@ -680,6 +680,8 @@ def test_nobody_comes():
     ([ClientRecord("p", -1)], "-1 samples"),
     ([ClientRecord("p", 2**50)], "samples"),
     ([ClientRecord("p", 1), ClientRecord("p", 1)], "already"),
+    ([ClientRecord("p/" + "9" * 5000, 1)], "a name of 5002 characters"),
+    ([ClientRecord("p/\n", 1)], "cannot be printed"),
 ])
 def test_introductions_that_are_refused(records, why):
     """S-SEC-03: with the reason; the server stays."""

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.errors import FederationError
+from federation.node import proxy
 from federation.node.placement import Costs, Placement, place
-from federation.node.proxy import ClientProxy, natural
+from federation.node.proxy import ClientProxy, ClientTable, natural
 
 costs_of = st.dictionaries(st.integers(0, 30).map(lambda index: f"client_{index}"), st.floats(0.01, 100), max_size=9)
 
@@ -72,3 +73,15 @@ def test_costs_follow_measurement():
 
 def test_names_in_natural_order():
     assert sorted(["client_10", "client_9", "b", "client_1"], key=natural) == ["b", "client_1", "client_9", "client_10"]
+    assert sorted(["p\u00b2", "\u00b2", "p1\u00b2"], key=natural) == ["p1\u00b2", "p\u00b2", "\u00b2"], "a digit, but no number"
+
+
+def test_clients_that_a_rank_brings_are_sorted_once(monkeypatch):
+    """Not with each of them: thousands behind one connection would stop the server for minutes."""
+    keys = []
+    monkeypatch.setattr(proxy, "natural", lambda name: keys.append(name) or natural(name))
+    table = ClientTable()
+    for number in reversed(range(100)):
+        table.add(ClientProxy(f"p/{number}", 1, 1))
+    assert [table[index].client_id for index in range(len(table))] == [f"p/{number}" for number in range(100)]
+    assert len(keys) == 100
