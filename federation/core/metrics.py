@@ -59,6 +59,11 @@ class MetricSum:
         return {key: math.nan if key in self._not_finite else self._sums[key] / (self._weights[key] << _UNIT_BITS)
                 for key in sorted(self._weights)}
 
+    @property
+    def most_samples(self) -> int:
+        """The most samples that a mean is taken over."""
+        return max(self._weights.values(), default=0)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain builtins (integers as hexadecimal text, which no message format limits); `from_dict` reads them."""
         return {
@@ -78,6 +83,8 @@ class MetricSum:
         result.left_out = set(description["left_out"])
         if result._sums.keys() != result._weights.keys() or not result._not_finite <= result._weights.keys():
             raise ValueError("sums, weights and not_finite of a metric sum must name the same keys")
+        if not all(isinstance(key, str) for key in result._weights):
+            raise ValueError("the keys of a metric sum must be text")
         if min(result._weights.values(), default=1) <= 0:
             raise ValueError("the weights of a metric sum must be above 0")
         return result

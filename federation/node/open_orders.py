@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from federation.core.aggregator import count_of
 from federation.core.metrics import MetricSum
 from federation.core.updates import MAX_LIMBS
 from federation.errors import FederationError
 from federation.node.open_members import MOST_SAMPLES
 from federation.node.orders import Orders, Reminder, expect
-from federation.node.protocol import EvaluateReport, Fit, FitReport
+from federation.node.protocol import Evaluate, EvaluateReport, Fit, FitReport
 from node_comm import CommError, Timeout
 from node_comm.message import Message
 from node_comm.node import Node
 from node_comm.star import Star
 
 logger = logging.getLogger(__name__)
+
+#: The most characters that are kept of why a client did not answer as it should, which may be its own words.
+LONGEST_REASON = 10_000
+#: The largest divisor that is taken of a rule to weigh by: those of all clients add up to a number.
+MOST_DIVISOR = 2.0**900
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
@@ -59,7 +66,9 @@ class OpenOrders(Orders):
                 logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
                                star.name(rank), self.round_timeout)
             except (CommError, FederationError) as error:
-                self.absent[rank] = str(error)
+                # It is recorded and logged for each client behind that connection, who may be thousands.
+                self.absent[rank] = str(error)[:max(100, LONGEST_REASON // len(order.clients))]  # type: ignore[attr-defined]
+                logger.warning("round %d: %s is left out: %s", round, star.name(rank), self.absent[rank])
 
         async def work() -> None:
             reports[0] = await own
@@ -86,20 +95,31 @@ def _checked(order: Message, report: R) -> R:
         if len(set(named)) < len(named) or not set(named) <= set(order.clients):
             raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
         for outcome in report.outcomes:
-            if not 0 <= outcome.num_samples <= MOST_SAMPLES or not 0 <= outcome.divisor < float("inf"):
+            count = count_of(order.weighting, outcome.num_samples)
+            fits = 0 <= outcome.divisor <= MOST_DIVISOR if order.weighs and count else outcome.divisor == count
+            if not 0 <= outcome.num_samples <= MOST_SAMPLES or not fits:
                 raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
+            if not 0 <= outcome.seconds < math.inf:
+                raise FederationError(f"it reports that {outcome.client_id} took {outcome.seconds} s")
         most = MAX_LIMBS if order.reduction == "exact" else 1
         if report.limbs > most:
             raise FederationError(f"it reports a sum of {report.limbs} words; {most} are allowed")
-        _check_metrics(report.metrics)
-    if isinstance(report, EvaluateReport):
-        for metrics in (report.shards, report.clients, report.personal):
-            _check_metrics(metrics)
+        _check_metrics(report.metrics, sum(outcome.num_samples for outcome in report.outcomes))
+    if isinstance(order, Evaluate) and isinstance(report, EvaluateReport):
+        _check_metrics(report.shards, 0)  # the server's samples, of which it has been given none
+        for metrics in (report.clients, report.personal):
+            _check_metrics(metrics, MOST_SAMPLES * len(order.clients))
+    if not 0 <= report.seconds < math.inf:  # type: ignore[attr-defined]
+        raise FederationError(f"it reports that it took {report.seconds} s")  # type: ignore[attr-defined]
     return report
 
 
-def _check_metrics(metrics: Mapping[str, Any]) -> None:
+def _check_metrics(metrics: Mapping[str, Any], most: int) -> None:
+    """Raise FederationError for metrics that are none, or are means over more than `most` samples."""
     try:
-        MetricSum.from_dict(dict(metrics)).means()
+        given = MetricSum.from_dict(dict(metrics))
+        given.means()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FederationError(f"its metrics cannot be used: {error}") from error
+    if given.most_samples > most:
+        raise FederationError(f"its metrics are means over more than {most} samples")

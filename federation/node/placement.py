@@ -36,7 +36,7 @@ class Costs:
     def compare(self, expected: Mapping[int, float], taken: Mapping[int, float]) -> None:
         """A round is over, in which ranks were `expected` to train for so long (by `of`, before it), and have `taken` so long."""
         ratios = [taken[rank] / seconds for rank, seconds in expected.items() if seconds > 0 and taken[rank] > 0]
-        self._surprise = max(ratios) / min(ratios) - 1 if ratios else None
+        self._surprise = max(ratios) / min(ratios) - 1 if ratios and min(ratios) > 0 else None
 
     @property
     def are_doubtful(self) -> bool:

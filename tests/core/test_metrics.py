@@ -111,7 +111,8 @@ def test_a_sum_travels_as_plain_builtins():
 
 
 @pytest.mark.parametrize("change", [{"weights": {}}, {"sums": {}}, {"not_finite": ["z"]}, {"weights": {"a": "0x0"}},
-                                    {"weights": {"a": "-0x1"}}, {"sums": {"a": "many"}}])
+                                    {"weights": {"a": "-0x1"}}, {"sums": {"a": "many"}},
+                                    {"sums": {1: "0x0"}, "weights": {1: "0x1"}}])
 def test_descriptions_that_contradict_themselves_are_refused(change):
     description = sum_of(({"a": 1.0}, 1)).to_dict() | change
     with pytest.raises(ValueError, match=r"metric sum|invalid literal"):

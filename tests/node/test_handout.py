@@ -113,6 +113,8 @@ def test_costs_are_doubtful_where_ranks_surprised():
     assert not costs.are_doubtful, "what took no time by the clock says nothing"
     costs.compare({1: 0}, {1: 0.0})
     assert costs.are_doubtful, "nothing is known of the last round"
+    costs.compare({1: 1e300, 2: 4}, {1: 1e-300, 2: 4.0})
+    assert costs.are_doubtful, "a part of what was expected that is too small for a number"
 
 
 def test_reports_are_merged():

@@ -29,6 +29,8 @@ from federation.node.protocol import (
     MESSAGES,
     ClientRecord,
     ClientState,
+    Evaluate,
+    EvaluateReport,
     FetchState,
     FetchSum,
     FetchUpdate,
@@ -204,6 +206,12 @@ async def answers_with(node: Node, incoming: Incoming, answer: FitReport) -> Non
         await node.reply(incoming, answer)
 
 
+def means(weights: dict[Any, int]) -> dict[str, Any]:
+    """Metrics, all 0, over so many samples."""
+    return {"sums": dict.fromkeys(weights, "0x0"), "weights": {key: hex(count) for key, count in weights.items()},
+            "not_finite": [], "left_out": []}
+
+
 @pytest.mark.parametrize(("on", "why"), [
     (hangs_up, "is lost"),
     (lambda node, incoming: answers_with(node, incoming, report("a")), "it reports 'a', and was asked for p"),
@@ -216,7 +224,14 @@ async def answers_with(node: Node, incoming: Incoming, answer: FitReport) -> Non
     (lambda node, incoming: answers_with(node, incoming, report(limbs=MAX_LIMBS + 1)), "a sum of 6 words; 5 are allowed"),
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[], refused="p: no such shape")), "p: no such shape"),
     (lambda node, incoming: answers_with(node, incoming, report(metrics={"loss": "much"})), "metrics"),
-], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "refused", "metrics"])
+    (lambda node, incoming: answers_with(node, incoming, report(metrics=means({1: 1}))), "metrics cannot be used"),
+    (lambda node, incoming: answers_with(node, incoming, report(metrics=means({"loss": 5}))), "means over more than 4 samples"),
+    (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, 0.1, 1e308, False)])), "counted as 1e"),
+    (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, 0.1, 0.0, False)])), "counted as 0.0"),
+    (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, -1.0, 4.0, False)])), "took -1.0 s"),
+    (lambda node, incoming: answers_with(node, incoming, report(seconds=float("nan"))), "took nan s"),
+], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "refused", "metrics",
+        "metrics without names", "metrics over too many", "a huge divisor", "no divisor", "negative seconds", "NaN seconds"])
 def test_who_breaks_a_rule_is_left_out(on, why):
     """S-SEC-02, S-SEC-03: of that round, with the reason in the record; the others count, and the run goes on."""
     async def test() -> None:
@@ -238,6 +253,46 @@ def test_who_is_lost_in_a_round_is_not_evaluated_after_it(evaluate):
                 client.host.own[client.node_id].evaluation = 1, {"loss": loss}
             await run.survival.run()
             assert [row["client_loss"] for row in run.rows.rows] == [3.0, 3.0]
+
+    play(test)
+
+
+def test_who_evaluates_cannot_speak_for_the_servers_samples(caplog):
+    """S-SEC-02: it has been given none of them, and what it says of them is no part of the record."""
+    async def says(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report())
+        if isinstance(incoming.message, FetchSum):
+            await node.reply(incoming, Sum(), np.zeros(8, np.int64))
+        if isinstance(incoming.message, Evaluate):
+            await node.reply(incoming, EvaluateReport(shards=means({"accuracy": 2**30}), clients=means({}), personal=means({}),
+                                                      problems=[], seconds=0.1))
+
+    async def test() -> None:
+        async with with_puppet(says, max_rounds=1, evaluate="clients") as (run, _):
+            await run.survival.run()
+            assert "accuracy" not in run.rows.rows[0]
+            assert "p is left out: its metrics are means over more than 0 samples" in caplog.text
+
+    play(test)
+
+
+def test_the_reason_of_many_clients_is_short():
+    """What one connection says is recorded for each client behind it: a long text would be there thousands of times."""
+    async def fails(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, Failure(reason="no", traceback="x" * 10**6))
+
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            await run.join("a", "b", "c")
+            puppet = Puppet()
+            await puppet.join(run.address, fails, [ClientRecord(f"p/{number}", 1) for number in range(1000)])
+            await run.survival.run()
+            failures = run.rows.rows[0]["failures"]
+            assert len(failures) == 1000
+            assert sum(map(len, failures.values())) < 200_000
+            await puppet.leave()
 
     play(test)
 
