@@ -198,7 +198,8 @@ class Assembler:
             if len(data) % size:
                 raise ProtocolError(f"a piece of {len(data)} bytes in a sum of elements of {size}")
             part = self._flat[self._done // size:(self._done + len(data)) // size]
-            np.add(part, np.frombuffer(data, self._flat.dtype), out=part)
+            with np.errstate(over="ignore", invalid="ignore"):  # a peer may send any numbers
+                np.add(part, np.frombuffer(data, self._flat.dtype), out=part)
         elif self._flat is not None:
             self._flat[self._done:self._done + len(data)] = np.frombuffer(data, np.uint8)
         self._done += len(data)

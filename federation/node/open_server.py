@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,6 +107,28 @@ class OpenServerNode(ServerNode):
         """See ServerNode. Clients do not reach each other, so the rows come to this rank: O(clients * parameters) here."""
         updates = [update for update in await self.updates(fitted) if update.num_samples]
         return LocalMatrix(updates, self.weights)
+
+    async def mean(self, fitted: Fitted, out: Weights, divisor: Callable[[float], float] = lambda total: total) -> None:
+        """See ServerNode. Where it is not finite, sums are fetched again, one by one, and whoever's own is not is let go. They
+        are added up from what has been looked at, since a client may say something else each time."""
+        await super().mean(fitted, out, divisor)
+        if out.all_finite():
+            return
+        total, contributors, packed = self.host.updates.sum, self._contributors, self._packed
+        words = [np.zeros_like(limb) for limb in total.limbs]
+        for rank in contributors:
+            total.reset(self.weights)
+            self._contributors, self._packed = [rank], [entry for entry in packed if entry[1] == rank]
+            own = [outcome for outcome in fitted.outcomes if fitted.ranks[outcome.client_id] == rank]
+            await super().mean(replace(fitted, outcomes=own), out, divisor)
+            if not out.all_finite():
+                raise self._interrupted(fitted.plan.round, rank, UpdateError("its sum makes NaN or infinity of the weights"))
+            for word, limb in zip(words, total.limbs, strict=False):
+                word += limb
+        self._contributors, self._packed = [], []
+        for word, limb in zip(words, total.limbs, strict=True):
+            np.copyto(limb, word)
+        await super().mean(fitted, out, divisor)
 
     async def reduced(self, order: Collect) -> UpdateSum:
         """See ServerNode. Each client's sum is added to this rank's as it comes, piece by piece; packed updates one by one."""

@@ -422,6 +422,35 @@ def test_an_update_that_is_no_good_has_the_round_done_again(what):
     play(test)
 
 
+@pytest.mark.parametrize(("reduction", "word", "limbs"), [
+    ("float32", np.float32(np.nan), 1), ("float32", np.float32(-np.inf), 1), ("float64", np.float64(np.inf), 1),
+    ("exact", np.int64(2**62), MAX_LIMBS)])
+@pytest.mark.parametrize("again", [False, True], ids=["", "not again"])
+def test_a_sum_that_makes_no_numbers_has_the_round_done_again(reduction, word, limbs, again):
+    """S-AGG-10, S-SEC-02: without the guilty one; who sends another sum when it is asked again counts with that."""
+    asked: list[int] = []
+
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            asked.clear()
+            await node.reply(incoming, report(limbs=limbs))
+        if isinstance(incoming.message, FetchSum):
+            asked.append(incoming.message.word)
+            is_good = again and asked.count(incoming.message.word) > 1
+            await node.reply(incoming, Sum(), np.full(8, 0 if is_good else word, word.dtype))
+
+    async def test() -> None:
+        async with with_puppet(spoils, max_rounds=2) as (run, puppet):
+            run.trainer.reduction = reduction
+            await run.survival.run()
+            assert (run.trainer.weights[0] == (MEAN * 3 / 4 if again else MEAN)).all()
+            assert [row["round"] for row in run.rows.rows] == [1, 2]
+            is_here = puppet.name in [client.client_id for client in run.server.get_connected_clients()]
+            assert is_here == again
+
+    play(test)
+
+
 def test_the_rest_of_a_late_sum_counts_nowhere(monkeypatch):
     """S-LIFE-08: a sum has begun to come when its time is over, and goes on when others are added up in the round's second try."""
     goes_on, has_come = asyncio.Event(), asyncio.Event()
