@@ -29,6 +29,9 @@ class OpenMembers(Members):
         super().__init__(server_id, ClientTable(), setup)
         self._expected = expected
         self._newcomers: dict[int, list[ClientProxy]] = {}
+        #: Newcomers wait until a round that is done again is over, unless it has too few without them: one who spoils each attempt
+        #: and comes back for the next would end the run.
+        self.repeats = False
 
     def __contains__(self, rank: int) -> bool:
         return rank in self.ranks or rank in self._newcomers
@@ -82,7 +85,8 @@ class OpenMembers(Members):
         return []
 
     def _is_complete(self, node: Node, count: int) -> bool:
-        self.admit()
+        if not self.repeats or len(self.clients) < count:
+            self.admit()
         return super()._is_complete(node, count)
 
     def _check(self, rank: int, name: str, hello: Hello) -> None:

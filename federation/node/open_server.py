@@ -195,8 +195,10 @@ class OpenServerNode(ServerNode):
 
     async def _deliver(self, order: WeightsFollow, weights: Weights, proposed: Sequence[str]) -> None:
         """See ServerNode. Encoded once, and done on return; who does not take it within `round_timeout` is lost. Newcomers are
-        in from here on."""
-        self.members.admit()
+        in from here on, unless it is for a round that is done again."""
+        if not self.members.repeats:
+            self.members.admit()
+        self.members.repeats = False
         message = self.node.encode(msgspec.structs.replace(order, keeps=list(proposed)))
         await self.star.send_all(self.members.ranks, message, weights.buffer, self.round_timeout)
 
@@ -232,6 +234,7 @@ class OpenServerNode(ServerNode):
     def _interrupted(self, round: int, rank: int, error: Exception) -> RoundError:
         """What has a round done again. Who has answered, but not as it should, is let go, and is not there then; and so is who
         was late for the second time."""
+        self.members.repeats = True
         if isinstance(error, Timeout) and self._late.get(rank) != round:
             self._late[rank] = round
         elif not isinstance(error, Disconnected):

@@ -594,6 +594,35 @@ def test_all_that_answer_wrongly_are_let_go_at_once():
     play(test)
 
 
+def test_who_spoils_a_round_and_comes_back_does_not_spoil_it_again():
+    """Under whatever name: it would end the run after three attempts. It takes part from the next round on, like any newcomer."""
+    puppets: list[Puppet] = []
+
+    async def test() -> None:
+        async with Run(max_rounds=2) as run:
+            async def spoils(node: Node, incoming: Incoming) -> None:
+                if isinstance(incoming.message, Fit):
+                    await node.reply(incoming, report(incoming.message.clients[0]))
+                if isinstance(incoming.message, FetchSum):
+                    await comes()
+                    await node.reply(incoming, Failure(reason="no"))
+
+            async def comes() -> None:
+                puppets.append(Puppet(f"p{len(puppets)}"))
+                await puppets[-1].join(run.address, spoils)
+
+            await run.join("a", "b", "c")
+            await comes()
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert [row["cohort_size"] for row in run.rows.rows] == [3, 3]
+            assert len(puppets) == 3
+            for puppet in puppets:
+                await puppet.leave()
+
+    play(test)
+
+
 @pytest.mark.parametrize("what", ["hangs up", "a failure", "another message"])
 def test_who_does_not_take_what_it_has_kept(what):
     """A client that was here before, and left something: it is let go, nothing is lost of what another has kept."""
