@@ -19,6 +19,8 @@ from federation.errors import UpdateError
 ALIGNMENT = 64
 #: Arrays start on multiples of this many elements in an accumulator (see `Layout.value_slices`).
 SLOT_ALIGNMENT = 8
+#: The most dimensions of an array: those that HDF5 can store.
+MAX_DIMENSIONS = 32
 
 _SUPPORTED = {dtype.name: dtype for dtype in sorted(kernels.DTYPES, key=lambda dtype: (dtype.name[0], dtype.itemsize))}
 
@@ -49,7 +51,7 @@ class Layout:
         self.names = tuple(names)
         self.shapes = tuple(tuple(int(length) for length in shape) for shape in shapes)
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if min(shape, default=0) < 0:
+            if min(shape, default=0) < 0 or len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) >= 2**46:
                 raise UpdateError(f"parameter {name!r} has the impossible shape {shape}")
         self.dtypes = tuple(_native_dtype(name, np.dtype(dtype)) for name, dtype in zip(names, dtypes, strict=True))
         for name in self.names:

@@ -470,6 +470,8 @@ def test_a_server_whose_own_client_is_never_done_does_not_go_on():
     ({"names": ["w"], "shapes": [[3]], "dtypes": ["float32"]}, None, "64 bytes, and 0"),
     ({"names": ["w"], "shapes": [[3]], "dtypes": ["object"]}, np.zeros(64, np.uint8), "no layout"),
     ({"names": ["w"], "shapes": [["x"]], "dtypes": ["float32"]}, np.zeros(64, np.uint8), "no layout"),
+    ({"names": ["w"], "shapes": [[1] * 33], "dtypes": ["float32"]}, np.zeros(64, np.uint8), "no layout"),
+    ({"names": ["w"], "shapes": [[0, 2**62]], "dtypes": ["float32"]}, np.zeros(0, np.uint8), "no layout"),
     ({"names": 3}, np.zeros(64, np.uint8), "no layout"),
     ({}, np.zeros(64, np.uint8), "no layout"),
 ])
