@@ -9,6 +9,7 @@ from federation.errors import FederationError
 from federation.node.members import Members
 from federation.node.protocol import Hello
 from federation.node.proxy import ClientProxy, ClientTable
+from node_comm import CommError
 from node_comm.message import Failure
 from node_comm.node import Incoming, Node
 from node_comm.star import Star
@@ -29,6 +30,7 @@ class OpenMembers(Members):
         super().__init__(server_id, ClientTable(), setup)
         self._expected = expected
         self._newcomers: dict[int, list[ClientProxy]] = {}
+        self._introduced: set[int] = set()
         #: Newcomers wait until a round that is done again is over, unless it has too few without them: one who spoils each attempt
         #: and comes back for the next would end the run.
         self.repeats = False
@@ -56,8 +58,11 @@ class OpenMembers(Members):
         star = node.transport
         assert isinstance(star, Star)
         rank, name = incoming.source, star.name(incoming.source)
+        if rank in self._introduced:  # not answered: the server would wait for a client that reads nothing
+            raise CommError("it introduces itself twice")
+        self._introduced.add(rank)
         try:
-            self._check(rank, name, hello)
+            self._check(name, hello)
         except FederationError as error:
             logger.warning("%s (rank %d) is not let in: %s", name, rank, error)
             await node.reply(incoming, Failure(reason=str(error)))
@@ -89,12 +94,10 @@ class OpenMembers(Members):
             self.admit()
         return super()._is_complete(node, count)
 
-    def _check(self, rank: int, name: str, hello: Hello) -> None:
+    def _check(self, name: str, hello: Hello) -> None:
         differing = self._differing({key: value for key, value in hello.setup.items() if key in self._setup})
         if differing:
             raise FederationError(f"it differs from the server in {differing}")
-        if rank in self:
-            raise FederationError("it introduces itself twice")
         here = {self.clients[index].client_id for index in range(len(self.clients))}
         here |= {client.client_id for clients in self._newcomers.values() for client in clients}
         for record in hello.clients:

@@ -261,6 +261,7 @@ class OpenServerNode(ServerNode):
                 try:
                     await super()._heard(node, incoming)
                 except CommError as error:  # it cannot be answered: mostly, it has gone since
+                    logger.warning("%s (rank %d) is let go: %s", self.star.name(incoming.source), incoming.source, error)
                     self.star.drop(incoming.source, str(error))
             case Failure(reason=reason, traceback=traceback):
                 name = self.star.name(incoming.source)

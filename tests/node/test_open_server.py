@@ -49,6 +49,7 @@ from federation.survival import ATTEMPTS, Survival
 from node_comm import CommError, Disconnected
 from node_comm.grpc_client import GrpcClient, Way, connect
 from node_comm.grpc_server import Door, GrpcServer
+from node_comm.link import WINDOW
 from node_comm.message import Failure
 from node_comm.node import Incoming, Node, RemoteFailure
 from node_comm.wire import PIECE
@@ -829,6 +830,27 @@ def test_who_hangs_up_before_its_introduction_is_answered():
             await node.stop()
             await run.survival.run()
             assert run.rows.rows[0]["cohort_size"] == 3
+
+    play(test)
+
+
+def test_who_introduces_itself_again_and_again_and_reads_nothing(caplog):
+    """The server would wait until its answers are read, and hear nobody meanwhile; it is let go, and others come."""
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            transport = await connect(Way(address=run.address, name="x"))
+            transport._server._told = 10**9  # it confirms nothing that it gets
+            node = Node(transport, MESSAGES)
+            await node.start()
+            with contextlib.suppress(CommError):
+                for _ in range(2 * WINDOW):
+                    await node.ask(0, Hello(node_id="x", clients=[ClientRecord("x", 1)], setup={}))
+                    await node.send(0, Leave())
+            await asyncio.wait_for(run.join("a", "b", "c"), 20)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert "x (rank 1) is let go: it introduces itself twice" in caplog.text
+            await node.stop()
 
     play(test)
 
