@@ -18,6 +18,9 @@ from federation.node.proxy import ClientProxy
 
 logger = logging.getLogger(__name__)
 
+#: The scale of a sum is at most for so many times the samples of the client that has fewest. Others take further words if need be.
+MOST_RATIO = 2**20
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -43,10 +46,14 @@ class Plan:
 
     @property
     def total_samples(self) -> int:
-        """What the clients are expected to count for in all; it sets the scale of the exact sum, not its result."""
+        """What the clients are expected to count for in all; it sets the scale of the exact sum, not its result.
+
+        Not by those who say that they have more samples than all others could matter beside: nothing would be left of these.
+        """
         if self.weighting == "uniform":
             return max(1, len(self.cohort))
-        return max(1, sum(client.num_samples for client in self.cohort))
+        counts = [client.num_samples for client in self.cohort if client.num_samples]
+        return min(sum(counts), MOST_RATIO * min(counts)) if counts else 1
 
     def order(self, packed: bool) -> Fit:
         """What all ranks are told of it; which clients, each is told by itself. `packed`: updates are fetched packed."""

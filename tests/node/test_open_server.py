@@ -24,6 +24,7 @@ from federation.core.updates import MAX_LIMBS
 from federation.core.weights import Weights
 from federation.errors import RoundError
 from federation.infra.recorder import Recorder
+from federation.node.open_members import MOST_SAMPLES
 from federation.node.open_server import OpenServerNode
 from federation.node.protocol import (
     MESSAGES,
@@ -326,6 +327,26 @@ def test_a_learner_at_fault_costs_its_own_client_alone(answer, why):
             await run.survival.run()
             assert (run.trainer.weights[0] == MEAN).all()
             assert [why in row["failures"]["p"] for row in run.rows.rows] == [True, True]
+
+    play(test)
+
+
+def test_who_claims_to_have_all_samples_takes_nothing_from_the_others():
+    """It sends no update, so the mean is that of the others, to the last bit, whatever was planned with."""
+    answers = [f32(0.1, 0.7), f32(0.2, -0.3)]
+
+    async def test() -> None:
+        async with Run(max_rounds=1) as run:
+            for name, answer in zip("ab", answers, strict=True):
+                client = ClientNode({"node_id": name}, transport=await connect(Way(address=run.address, name=name)))
+                client.bind(Answers(Arrays(ARRAYS), constant([answer])))
+                await client.connect_and_register()
+                run.clients.append(client)
+            puppet = Puppet()
+            await puppet.join(run.address, hangs_up, [ClientRecord(f"p/{number}", MOST_SAMPLES) for number in range(1000)])
+            await run.survival.run()
+            assert (run.trainer.weights[0] == np.mean(answers, axis=0, dtype=np.float64).astype(np.float32)).all()
+            await puppet.leave()
 
     play(test)
 
