@@ -26,6 +26,7 @@ from federation.infra.threads import apply_threads
 from federation.node.compute import compute
 from federation.node.host import ClientHost
 from federation.node.matrix import take_part_in_columnwise, take_part_in_gram
+from federation.node.orders import expect
 from federation.node.protocol import (
     MESSAGES,
     Call,
@@ -51,11 +52,14 @@ from federation.node.protocol import (
     Train,
     Update,
     WeightsFollow,
+    Welcome,
 )
 from federation.node.settings import NodeSettings
 from node_comm import CommError, Disconnected, Transport
+from node_comm.arrays import describe
 from node_comm.message import Failure
 from node_comm.node import Incoming, Lost, Node
+from node_comm.star import Star
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +182,8 @@ class ClientNode:
         await self._node.start()
         own = {name: _samples(learner) for name, learner in self.host.own.items()}
         records = [ClientRecord(name, samples) for name, samples in (own | self._hosts).items()]
-        await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, setup=self._setup))
+        answer, _ = await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, setup=self._setup))
+        expect(answer, Welcome)
         logger.debug("%s is registered at %s", self.node_id, server_id)
 
     async def _serve(self) -> None:
@@ -203,6 +208,9 @@ class ClientNode:
                 except CommError:  # from which this node may recover
                     logger.error("%s has failed, of which the server cannot be told:\n%s", self.node_id, failure.traceback)
                     raise
+                if isinstance(self._transport, Star) and not isinstance(error, CommError | FederationError):
+                    what = type(incoming.message).__name__  # of a server that is not this program's own, maybe
+                    raise CommError(f"{what}, which the server has sent, cannot be obeyed here:\n{failure.traceback}") from error
                 raise
 
     async def _obey_in_time(self, incoming: Incoming) -> bool:
@@ -274,6 +282,8 @@ class ClientNode:
         if given is not None and given.nbytes <= IN_PLACE_BYTES:
             self.host.start_from(Weights(layout, given), order.num_model)
             return
+        if beside is not None and (beside.dtype != np.uint8 or beside.shape != (layout.nbytes,)):
+            raise CommError(f"weights of {layout.nbytes} bytes follow, says the server, and {describe(beside)} has come")
         weights = self.host.expect(layout, order.num_model)
         if given is not None:
             await compute(kernels.copy, weights.buffer, given)

@@ -45,6 +45,8 @@ from federation.node.protocol import (
     Shutdown,
     Sum,
     Update,
+    WeightsFollow,
+    Welcome,
 )
 from federation.survival import ATTEMPTS, Survival
 from node_comm import CommError, Disconnected
@@ -942,3 +944,36 @@ def test_who_leaves_first_does_not_end_the_run_for_the_others():
             await asyncio.gather(quick.task, slow.task)
 
     asyncio.run(main())
+
+
+LAYOUT = Weights.of(ARRAYS).layout.to_dict()
+
+
+@pytest.mark.parametrize(("order", "beside", "why"), [
+    (FetchSum(round=1, limbs=1, word=0), None, "FetchSum, .* cannot be obeyed"),
+    (FetchUpdate(round=1, client_id="z"), None, r"FetchUpdate, .* cannot be obeyed here: KeyError\('z'\)"),
+    (FetchState(client_id="z"), None, "FetchState, .* cannot be obeyed"),
+    (WeightsFollow(layout={}, num_model=1), None, "WeightsFollow, .* cannot be obeyed"),
+    (WeightsFollow(layout=LAYOUT, num_model=1), np.ones(1, np.uint8), r"weights of 64 bytes follow, .* uint8 \(1,\) has come"),
+    (WeightsFollow(layout=LAYOUT, num_model=1), np.ones(64), r"weights of 64 bytes follow, .* float64 \(64,\) has come"),
+    (None, None, "answered with Leave; wanted Welcome"),
+], ids=["no sum", "no such client", "no such state", "no layout", "one byte for all", "another dtype", "no welcome"])
+def test_a_server_that_says_what_cannot_be(order, beside, why):
+    """Its client ends with an error that says what came: not with a bare KeyError, nor with weights that are none."""
+    async def test() -> None:
+        address = f"127.0.0.1:{free_port()}"
+        server = Node(await GrpcServer.open(Door(address=address)), MESSAGES)
+        await server.start()
+        client = ClientNode({"node_id": "a"}, transport=await connect(Way(address=address, name="a")))
+        client.bind(Answers(Arrays(ARRAYS), constant([f32(1, 2)])))
+        registering = asyncio.create_task(client.connect_and_register())
+        hello = await server.recv()
+        await server.reply(hello, Leave() if order is None else Welcome(server_id="server"))
+        with pytest.raises(CommError, match=why):
+            await registering
+            await server.send(1, order, beside)
+            await asyncio.wait_for(client.wait(), 20)
+        await client.stop()
+        await server.stop()
+
+    play(test)
