@@ -104,7 +104,10 @@ def _checked(order: Message, report: R) -> R:
         most = MAX_LIMBS if order.reduction == "exact" else 1
         if report.limbs > most:
             raise FederationError(f"it reports a sum of {report.limbs} words; {most} are allowed")
-        _check_metrics(report.metrics, sum(outcome.num_samples for outcome in report.outcomes))
+        means = _check_metrics(report.metrics, sum(outcome.num_samples for outcome in report.outcomes))
+        for name in order.config.get("metrics", ()):  # those that the aggregator divides by, or weighs by
+            if math.isnan(means.get(name, 0.0)):
+                raise FederationError(f"its metric {name} is no number")
     if isinstance(order, Evaluate) and isinstance(report, EvaluateReport):
         _check_metrics(report.shards, 0)  # the server's samples, of which it has been given none
         for metrics in (report.clients, report.personal):
@@ -114,12 +117,13 @@ def _checked(order: Message, report: R) -> R:
     return report
 
 
-def _check_metrics(metrics: Mapping[str, Any], most: int) -> None:
-    """Raise FederationError for metrics that are none, or are means over more than `most` samples."""
+def _check_metrics(metrics: Mapping[str, Any], most: int) -> dict[str, float]:
+    """The means. Raises FederationError for metrics that are none, or are means over more than `most` samples."""
     try:
         given = MetricSum.from_dict(dict(metrics))
-        given.means()
+        means = given.means()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FederationError(f"its metrics cannot be used: {error}") from error
     if given.most_samples > most:
         raise FederationError(f"its metrics are means over more than {most} samples")
+    return means

@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: A client that says nothing for so long (seconds; it says something every five) is taken for lost.
 SILENCE = 30.0
+#: What no number in a row of a client reaches: float32 goes no further, and no distance between rows overflows.
+LARGEST = 2.0**128
 
 
 class OpenServerNode(ServerNode):
@@ -120,7 +122,7 @@ class OpenServerNode(ServerNode):
             total.reset(self.weights)
             self._contributors, self._packed = [rank], [entry for entry in packed if entry[1] == rank]
             own = [outcome for outcome in fitted.outcomes if fitted.ranks[outcome.client_id] == rank]
-            await super().mean(replace(fitted, outcomes=own), out, divisor)
+            await super().mean(replace(fitted, outcomes=own), out)  # `divisor` is made of what all have said
             if not out.all_finite():
                 raise self._interrupted(fitted.plan.round, rank, UpdateError("its sum makes NaN or infinity of the weights"))
             for word, limb in zip(words, total.limbs, strict=False):
@@ -159,8 +161,8 @@ class OpenServerNode(ServerNode):
                 out.copy_from(arrays)
             else:
                 metrics = await super().fetch_row(fetch, rank, out)
-            if not out.all_finite():
-                raise UpdateError("its update holds NaN or infinity")
+            if max(out.peaks(), default=0.0) >= LARGEST:
+                raise UpdateError(f"its update holds NaN, infinity, or a number of {LARGEST:.3g} or more")
         except (CommError, UpdateError) as error:
             raise self._interrupted(fetch.round, rank, error) from error
         return metrics

@@ -16,6 +16,10 @@ import pytest
 
 from federation import ClientNode, TrainResult
 from federation.builtin import DefaultTrainer, FedAvgAggregator
+from federation.builtin.aggregators.centred_clipping import CentredClippingAggregator
+from federation.builtin.aggregators.fednova import FedNovaAggregator
+from federation.builtin.aggregators.fltrust import FLTrustAggregator
+from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
 from federation.builtin.aggregators.median import MedianAggregator
 from federation.core.aggregator import Aggregator
 from federation.core.compression import Compression, Packing
@@ -471,6 +475,64 @@ def test_a_sum_that_makes_no_numbers_has_the_round_done_again(reduction, word, l
             assert [row["round"] for row in run.rows.rows] == [1, 2]
             is_here = puppet.name in [client.client_id for client in run.server.get_connected_clients()]
             assert is_here == again
+
+    play(test)
+
+
+@pytest.mark.parametrize("aggregator", [GeometricMedianAggregator(), CentredClippingAggregator(1.0), FLTrustAggregator("a")],
+                         ids=lambda aggregator: type(aggregator).__name__)
+def test_a_row_that_is_too_far_for_its_distance_has_the_round_done_again(monkeypatch, aggregator):
+    """S-SEC-02: float64 goes so far that rules which go by distances cannot tell them, and ended the run."""
+    monkeypatch.setitem(ARRAYS, "w", np.zeros(2))
+
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report(limbs=0))
+        if isinstance(incoming.message, FetchUpdate):
+            await node.reply(incoming, Update(metrics={}), Weights.of({"w": np.array([1e308, 1.0])}).buffer)
+
+    async def test() -> None:
+        async with with_puppet(spoils, aggregator=aggregator, max_rounds=2) as (run, puppet):
+            await run.survival.run()
+            assert [row["num_samples"] for row in run.rows.rows] == [4, 4]
+            assert (run.trainer.weights[0] <= HONEST["c"][0]).all()
+            assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+@pytest.mark.parametrize(("value", "why"), [(np.nan, "normaliser is no number"), (1e308, "NaN or infinity")])
+def test_a_metric_that_all_are_divided_by_has_nobody_else_let_go(value, why):
+    """FedNova divides by the mean of what clients report: one that spoils it is not made good at the cost of the others."""
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            metrics = MetricSum()
+            metrics.add({"normaliser": value}, 4)
+            await node.reply(incoming, report(metrics=metrics.to_dict()))
+        if isinstance(incoming.message, FetchSum):
+            await node.reply(incoming, Sum(), np.zeros(8, np.int64))
+
+    class Normalised(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return TrainResult(result.weights, result.num_samples, {"normaliser": 1.0})
+
+    async def test() -> None:
+        async with Run(FedNovaAggregator(), max_rounds=1) as run:
+            await run.join("a", "b", "c", learner=Normalised)
+            for client in run.clients:
+                client.host.updates.aggregator = FedNovaAggregator()
+            puppet = Puppet()
+            await puppet.join(run.address, spoils)
+            if np.isnan(value):
+                await run.survival.run()
+                assert why in run.rows.rows[0]["failures"]["p"]
+                assert (run.trainer.weights[0] == MEAN).all()
+            else:
+                with pytest.raises(RoundError, match=why):
+                    await run.survival.run()
+                assert {"a", "b", "c"} <= {client.client_id for client in run.server.get_connected_clients()}
+            await puppet.leave()
 
     play(test)
 
