@@ -36,7 +36,7 @@ Reduction = Literal["exact", "float32", "float64"]
 MAX_SAMPLES = 2**48
 #: One limb, and the further ones that updates beyond the planned magnitude may need.
 MAX_LIMBS = 5
-#: Beyond this magnitude of the global weights (float64 only), scales would leave the range of float64.
+#: Beyond this magnitude of the global weights (float64 only), or of what an update counts, scales would leave the range of float64.
 MAX_START = 2.0**900
 
 
@@ -138,12 +138,13 @@ class UpdateSum(ABC):
         count = check_num_samples(client_id, num_samples)
         weight, divisor = contribution or Contribution(count, count)
         given = self.layout.conform(weights, client_id)
-        if not (math.isfinite(weight) and math.isfinite(divisor)):
+        if not (abs(weight) < MAX_START and abs(divisor) < MAX_START):
             # A rule that weighs by the distance makes NaN of a NaN in the update, which is then what is wrong.
             for name, array in zip(self.layout.names, given, strict=True):
                 if not np.isfinite(array.astype(np.float64)).all():
                     raise Diverged(client_id, name)
-            raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be finite")
+            raise UpdateError(f"{client_id}: its weight in the mean, {weight}, and its divisor, {divisor}, must be below "
+                              f"{MAX_START:.3g}")
         if self.count >= self._cohort_size:
             raise UpdateError(f"{client_id}: {self.count} updates were added already, and the cohort has no more")
         shares = [float(weight if self._is_weighed(index) else count) for index in range(len(given))]

@@ -358,6 +358,17 @@ def test_a_model_in_another_order_counts_by_name(reduction):
     assert [array.tolist() for array in mean(start, [(update, 5)], reduction)] == [[0.25, 0.5], [0.75, 1]]
 
 
+@pytest.mark.parametrize("counts", [Contribution(1e300, 1.0), Contribution(-1e300, 1.0), Contribution(1.0, 1e300),
+                                    Contribution(math.inf, 1.0), Contribution(math.nan, 1.0)])
+@pytest.mark.parametrize("reduction", ["exact", "float64"])
+def test_a_weight_that_leaves_no_scale_is_refused(counts, reduction):
+    """A rule that divides by what a client reports gets there; it was a bare OverflowError."""
+    start = Weights.of([np.zeros(2, np.float32)])
+    total = make_sum(reduction, start.layout, start, total_samples=1, cohort_size=1)
+    with pytest.raises(UpdateError, match=r"c: its weight in the mean, .* must be below 8\.45e\+270"):
+        total.add("c", [np.ones(2, np.float32)], 1, counts)
+
+
 @every_reduction
 def test_no_samples_is_an_error_and_changes_nothing(reduction):
     """S-AGG-03: all clients report 0 samples."""
