@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 SILENCE = 30.0
 #: What no number in a row of a client reaches: float32 goes no further, and no distance between rows overflows.
 LARGEST = 2.0**128
+#: What a rule to weigh by may raise where it is given metrics that are missing, or none.
+ODD_METRICS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class OpenServerNode(ServerNode):
@@ -232,6 +234,9 @@ class OpenServerNode(ServerNode):
             await compute(self.host.updates.add, outcome.client_id, arrays, outcome.num_samples, metrics)
         except (CommError, UpdateError) as error:
             raise self._interrupted(round, rank, error) from error
+        except ODD_METRICS as error:
+            why = UpdateError(f"{outcome.client_id} cannot be weighed by what it reports: {error!r}")
+            raise self._interrupted(round, rank, why) from error
 
     def _interrupted(self, round: int, rank: int, error: Exception) -> RoundError:
         """What has a round done again. Who has answered, but not as it should, is let go, and is not there then; and so is who

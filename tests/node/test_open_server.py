@@ -21,10 +21,10 @@ from federation.builtin.aggregators.fednova import FedNovaAggregator
 from federation.builtin.aggregators.fltrust import FLTrustAggregator
 from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
 from federation.builtin.aggregators.median import MedianAggregator
-from federation.core.aggregator import Aggregator
+from federation.core.aggregator import Aggregator, MeanAggregator
 from federation.core.compression import Compression, Packing
 from federation.core.metrics import MetricSum
-from federation.core.updates import MAX_LIMBS
+from federation.core.updates import MAX_LIMBS, Contribution
 from federation.core.weights import Weights
 from federation.errors import RoundError
 from federation.infra.recorder import Recorder
@@ -636,6 +636,43 @@ def test_a_packed_update_that_is_no_good_has_the_round_done_again(codec, data, a
             await run.survival.run()
             assert [row["round"] for row in run.rows.rows] == [1, 2]
             assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+
+    play(test)
+
+
+@pytest.mark.parametrize("metrics", [{}, {"steps": None}, {"steps": 0}, {"steps": "many"}, {"steps": 1e-300}])
+def test_metrics_that_a_packed_update_cannot_be_weighed_by_have_the_round_done_again(metrics):
+    """Its weight is made on the server, by a rule that may be the user's, of what the client says."""
+    class BySteps(MeanAggregator):
+        def weigh(self, update, start):
+            return Contribution(update.num_samples / update.metrics["steps"], update.num_samples)
+
+        def step(self, start, mean, stats):
+            pass
+
+    class Steps(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return TrainResult(result.weights, result.num_samples, {"steps": 1.0})
+
+    async def spoils(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report())
+        if isinstance(incoming.message, FetchUpdate):
+            await node.reply(incoming, Update(metrics=metrics), packed([1, 2], "float16"))
+
+    async def test() -> None:
+        async with Run(BySteps(), compression={"codec": "float16"}, max_rounds=1) as run:
+            run.server.host.updates.aggregator = BySteps()
+            await run.join("a", "b", "c", learner=Steps)
+            for client in run.clients:
+                client.host.updates.aggregator = BySteps()
+            puppet = Puppet()
+            await puppet.join(run.address, spoils)
+            await run.survival.run()
+            assert (run.trainer.weights[0] == MEAN).all()
+            assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
+            await puppet.leave()
 
     play(test)
 
