@@ -15,7 +15,7 @@ from federation.core.aggregator import count_of
 from federation.core.metrics import MetricSum
 from federation.core.updates import MAX_LIMBS
 from federation.errors import FederationError
-from federation.node.open_members import MOST_SAMPLES
+from federation.node.open_members import LONGEST_NAME, MOST_SAMPLES
 from federation.node.orders import Orders, Reminder, expect
 from federation.node.protocol import Evaluate, EvaluateReport, Fit, FitReport
 from node_comm import CommError, Timeout
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: The most characters that are kept of why a client did not answer as it should, which may be its own words.
 LONGEST_REASON = 10_000
+#: The most metrics that a client reports: each is recorded, and stands in the checkpoint by itself.
+MOST_METRICS = 10_000
 #: The largest divisor that is taken of a rule to weigh by: those of all clients add up to a number.
 MOST_DIVISOR = 2.0**900
 
@@ -124,6 +126,9 @@ def _check_metrics(metrics: Mapping[str, Any], most: int) -> dict[str, float]:
         means = given.means()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FederationError(f"its metrics cannot be used: {error}") from error
+    if len(means) > MOST_METRICS or max(map(len, means), default=0) > LONGEST_NAME:
+        raise FederationError(f"it reports {len(means)} metrics; {MOST_METRICS} are allowed, with names of "
+                              f"{LONGEST_NAME} characters")
     if given.most_samples > most:
         raise FederationError(f"its metrics are means over more than {most} samples")
     return means

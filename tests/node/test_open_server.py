@@ -234,12 +234,16 @@ def means(weights: dict[Any, int]) -> dict[str, Any]:
     (lambda node, incoming: answers_with(node, incoming, report(metrics={"loss": "much"})), "metrics"),
     (lambda node, incoming: answers_with(node, incoming, report(metrics=means({1: 1}))), "metrics cannot be used"),
     (lambda node, incoming: answers_with(node, incoming, report(metrics=means({"loss": 5}))), "means over more than 4 samples"),
+    (lambda node, incoming: answers_with(node, incoming, report(metrics=means(dict.fromkeys(map(str, range(10_001)), 1)))),
+     "it reports 10001 metrics; 10000 are allowed"),
+    (lambda node, incoming: answers_with(node, incoming, report(metrics=means({"x" * 401: 1}))), "with names of 400 characters"),
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, 0.1, 1e308, False)])), "counted as 1e"),
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, 0.1, 0.0, False)])), "counted as 0.0"),
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, -1.0, 4.0, False)])), "took -1.0 s"),
     (lambda node, incoming: answers_with(node, incoming, report(seconds=float("nan"))), "took nan s"),
 ], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "refused", "metrics",
-        "metrics without names", "metrics over too many", "a huge divisor", "no divisor", "negative seconds", "NaN seconds"])
+        "metrics without names", "metrics over too many", "too many metrics", "a long name", "a huge divisor",
+        "no divisor", "negative seconds", "NaN seconds"])
 def test_who_breaks_a_rule_is_left_out(on, why):
     """S-SEC-02, S-SEC-03: of that round, with the reason in the record; the others count, and the run goes on."""
     async def test() -> None:
