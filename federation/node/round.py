@@ -113,7 +113,8 @@ class Fitted:
         return sum(outcome.num_samples for outcome in self.outcomes)
 
     def stats(self, num_clients: int) -> RoundStats:
-        """What an aggregator may know of the round, in a run of `num_clients`."""
+        """What an aggregator may know of the round, in a run of `num_clients`; who has left since is one of them."""
+        num_clients = max(num_clients, len(self.plan.cohort))
         return RoundStats(self.plan.round, num_clients, len(self.contributing), self.num_samples, self.metrics.means())
 
 

@@ -17,6 +17,7 @@ import pytest
 from federation import ClientNode, TrainResult
 from federation.builtin import DefaultTrainer, FedAvgAggregator
 from federation.builtin.aggregators.centred_clipping import CentredClippingAggregator
+from federation.builtin.aggregators.feddyn import FedDynAggregator
 from federation.builtin.aggregators.fednova import FedNovaAggregator
 from federation.builtin.aggregators.fltrust import FLTrustAggregator
 from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
@@ -771,6 +772,34 @@ def test_who_does_not_take_what_it_has_kept(what):
             assert puppet.name not in [client.client_id for client in run.server.get_connected_clients()]
             assert run.clients[0].host.states.of("a")["kept"] == f32(1)
             assert run.server.states.homes == {"a": 1, "p": 0}
+
+    play(test)
+
+
+def test_who_leaves_once_its_update_is_in_counts_as_one_of_the_clients():
+    """FedDyn goes by the share of the clients that took part: of 0 that were left, it was a ZeroDivisionError."""
+    async def leaves(node: Node, incoming: Incoming) -> None:
+        if isinstance(incoming.message, Fit):
+            await node.reply(incoming, report(outcomes=[Outcome("p", 4, 0.1, 1.0, False)]))
+        if isinstance(incoming.message, FetchSum):
+            await node.reply(incoming, Sum(), np.zeros(8, np.int64))
+            await node.send(0, Leave())
+
+    async def test() -> None:
+        async with Run(FedDynAggregator(), max_rounds=1, min_clients=1) as run:
+            puppet = Puppet()
+            await puppet.join(run.address, leaves)
+            mean = run.server.mean
+
+            async def and_nobody_is_left(*arguments):
+                await mean(*arguments)
+                while len(run.server.clients):
+                    await asyncio.sleep(0.001)
+
+            run.server.mean = and_nobody_is_left
+            await run.survival.run()
+            assert [row["num_samples"] for row in run.rows.rows] == [4]
+            await puppet.leave()
 
     play(test)
 
