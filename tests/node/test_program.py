@@ -10,7 +10,7 @@ from federation import ClientNode, ServerNode
 from federation.builtin import DefaultLearner, DefaultTrainer, FedAvgAggregator, MLPModel
 from federation.core.weights import Weights
 from federation.errors import FederationError
-from federation.node.protocol import MESSAGES, Moved, Shutdown, WeightsFollow
+from federation.node.protocol import MESSAGES, Shutdown, WeightsFollow, Welcome
 from node_comm import AddressError, CommError, Disconnected, memory
 from node_comm.node import Node
 from tests.node.worlds import Answers, Arrays, constant, f32
@@ -84,7 +84,7 @@ def test_a_server_that_is_gone_before_a_rank_has_said_its_leave(is_taken):
         await server.start()
         joining = asyncio.create_task(client.connect_and_register())
         hello = await server.recv()
-        await server.reply(hello, Moved())
+        await server.reply(hello, Welcome(server_id="server"))
         await joining
         asking = asyncio.create_task(server.request(1, Shutdown(reason="the run is over")))
         async with asyncio.timeout(5):
@@ -96,7 +96,7 @@ def test_a_server_that_is_gone_before_a_rank_has_said_its_leave(is_taken):
         server = Node(here, MESSAGES)
         await server.start()
         joining = asyncio.create_task(client.connect_and_register())
-        await server.reply(await server.recv(), Moved())
+        await server.reply(await server.recv(), Welcome(server_id="server"))
         await joining
         await server.send(1, WeightsFollow(layout=Weights.of({"w": f32(0)}).layout.to_dict(), num_model=1))
         while client.host.weights is None:
