@@ -59,6 +59,12 @@ async def together(*work: Coroutine[Any, Any, None]) -> None:
         raise errors.exceptions[0] from None
 
 
+def look_at(done: asyncio.Future[Any]) -> None:
+    """Nobody wants to know what came of it: an error is not to be reported as forgotten."""
+    if not done.cancelled():
+        done.exception()
+
+
 async def give_up(*work: asyncio.Future[Any]) -> None:
     """Cancel what of `work` is not done, and wait until it has ended; nobody wants to know what came of it."""
     for part in work:
@@ -68,8 +74,7 @@ async def give_up(*work: asyncio.Future[Any]) -> None:
     if unfinished:
         await asyncio.wait(unfinished)
     for part in work:
-        if not part.cancelled():
-            part.exception()  # looked at, so that it is not reported as forgotten
+        look_at(part)
 
 
 class _Pending(NamedTuple):
@@ -187,7 +192,7 @@ class Node:
         finally:
             self._attended.discard(ended)
             waiting.cancel()
-            waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else looks at it
+            waiting.add_done_callback(look_at)
 
     def fail(self, error: BaseException) -> None:
         """End this node with `error`: every pending and later call raises it."""
@@ -219,10 +224,9 @@ class Node:
                 transport.drop(received.source, f"protocol: {error}")
 
     def _forget(self, number: int, future: asyncio.Future[tuple[Message, np.ndarray | None]]) -> None:
-        """A question is settled. Its error is looked at, so that none is reported that the asker did not wait for."""
+        """A question is settled, whether the asker waits for the answer or not."""
         del self._pending[number]
-        if not future.cancelled():
-            future.exception()
+        look_at(future)
 
     def _destination(self, header: bytes, description: Description) -> np.ndarray | None:
         pending = self._waiting(self._codec.open(header).reply)

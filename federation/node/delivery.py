@@ -12,7 +12,7 @@ import numpy as np
 from federation.node.orders import Orders
 from federation.node.protocol import WeightsFollow
 from node_comm import Transport
-from node_comm.node import give_up
+from node_comm.node import give_up, look_at
 
 
 class Delivery:
@@ -38,7 +38,7 @@ class Delivery:
         sending = [node.send(rank, order, buffer) for rank in ranks] if is_sent else [node.transport.broadcast(buffer, root=0)]
         before = orders.before(orders.jobs)
         moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], before, round))
-        moving.add_done_callback(lambda done: done.cancelled() or done.exception())  # reports do not come then either
+        moving.add_done_callback(look_at)  # reports do not come then either
         self._moving = moving
         orders.follow(moving)
         await asyncio.sleep(0)  # all have begun: what is sent after them arrives after them

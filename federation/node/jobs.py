@@ -16,7 +16,7 @@ from federation.node.orders import expect
 from federation.node.protocol import Train, Trained
 from federation.node.proxy import ClientProxy
 from federation.node.server import ServerNode
-from node_comm.node import give_up
+from node_comm.node import give_up, look_at
 
 #: Jobs that a rank is given at a time: one that it trains, and one that waits, so that it never idles.
 PER_RANK = 2
@@ -62,7 +62,7 @@ class Jobs:
         heapq.heappush(self._waiting, (job.urgency, job.number, job))
         self._results[job.number] = asyncio.get_running_loop().create_future()
         result = self._results[job.number]
-        result.add_done_callback(_look_at)
+        result.add_done_callback(look_at)  # another error may have ended the run
         self._hand_out()
         return result
 
@@ -147,9 +147,3 @@ class Jobs:
             return await compute(server.host.train, order, start, out)
         answer, _ = await server.node.request(rank, order, start.buffer, into=out.buffer)
         return expect(answer, Trained)
-
-
-def _look_at(result: asyncio.Future[Done]) -> None:
-    """An error that nobody waits for, since another one has ended the run, is not to be reported as lost."""
-    if not result.cancelled():
-        result.exception()
