@@ -23,7 +23,7 @@ from federation.errors import ConfigError, DataError, FederationError
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
-from federation.infra.watchdog import Watchdog
+from federation.infra.watchdog import STOP_SIGNALS, Watchdog
 from node_comm import CommError, Transport, launchers
 from node_comm.output import flush_output
 
@@ -141,7 +141,7 @@ def _run_mpi(config: Config, resume: str | None, quiet: bool) -> Any:
 
     rank = launchers.launched_rank(os.environ) or 0
     if rank:
-        for received in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for received in STOP_SIGNALS:
             signal.signal(received, signal.SIG_IGN)  # rank 0 decides, and ends the others
     _set_threads(config, workers=launchers.local_size(os.environ) or 1)
     patience = config.trainer_config.round_timeout
@@ -302,7 +302,7 @@ def leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
             signal.signal(number, interrupt)
     leave(main())

@@ -26,6 +26,7 @@ from federation.infra.run_folder import RunFolder
 from federation.infra.trace import TraceFile
 from federation.infra.tracker import make_tracker
 from federation.infra.walltime import OutOfTime, WallTime, seconds_left
+from federation.infra.watchdog import STOP_SIGNALS
 from federation.node.server import ServerNode
 from federation.survival import Resumable, Survival
 from node_comm import CommError, Transport
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a signal waits for a round that counts already to be recorded.
 PATIENCE = 5.0
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(FederationError):

@@ -8,6 +8,8 @@ import select
 import signal
 from typing import NoReturn
 
+#: The signals that ask a run to stop, of which rank 0 is the one to answer.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 #: Signs of life in the time after which there must have been one.
 BEATS = 10
 
@@ -41,7 +43,7 @@ class Watchdog:
 def _watch(parent: int, reader: int, writer: int, seconds: float) -> NoReturn:
     """The child's whole life; it ends with its parent. Nothing of the parent's stays open: somebody may wait for its end."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):

@@ -13,7 +13,7 @@ import numpy as np
 
 from federation.core.aggregator import count_of
 from federation.core.metrics import MetricSum
-from federation.core.updates import MAX_LIMBS
+from federation.core.updates import MAX_LIMBS, MAX_START
 from federation.errors import FederationError
 from federation.node.open_members import LONGEST_NAME, MOST_SAMPLES
 from federation.node.orders import Orders, Reminder, expect
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 LONGEST_REASON = 10_000
 #: The most metrics that a client reports: each is recorded, and stands in the checkpoint by itself.
 MOST_METRICS = 10_000
-#: The largest divisor that is taken of a rule to weigh by: those of all clients add up to a number.
-MOST_DIVISOR = 2.0**900
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
@@ -98,7 +96,7 @@ def _checked(order: Message, report: R) -> R:
             raise FederationError(f"it reports {', '.join(map(repr, named))}, and was asked for {', '.join(order.clients)}")
         for outcome in report.outcomes:
             count = count_of(order.weighting, outcome.num_samples)
-            fits = 0 <= outcome.divisor <= MOST_DIVISOR if order.weighs and count else outcome.divisor == count
+            fits = 0 <= outcome.divisor < MAX_START if order.weighs and count else outcome.divisor == count
             if not 0 <= outcome.num_samples <= MOST_SAMPLES or not fits:
                 raise FederationError(f"it reports {outcome.num_samples} samples, counted as {outcome.divisor}")
             if not 0 <= outcome.seconds < math.inf:
@@ -114,8 +112,8 @@ def _checked(order: Message, report: R) -> R:
         _check_metrics(report.shards, 0)  # the server's samples, of which it has been given none
         for metrics in (report.clients, report.personal):
             _check_metrics(metrics, MOST_SAMPLES * len(order.clients))
-    if not 0 <= report.seconds < math.inf:  # type: ignore[attr-defined]
-        raise FederationError(f"it reports that it took {report.seconds} s")  # type: ignore[attr-defined]
+    if isinstance(report, FitReport | EvaluateReport) and not 0 <= report.seconds < math.inf:
+        raise FederationError(f"it reports that it took {report.seconds} s")
     return report
 
 
