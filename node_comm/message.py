@@ -28,11 +28,15 @@ class Failure(Message, frozen=True):
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
-    """`request` numbers a message that wants a reply; `reply` is the number that this one answers; 0 for none."""
+    """`request` numbers a message that wants a reply; `reply` is the number that this one answers; 0 for none.
+
+    `ahead` are messages that came before it, and want no reply.
+    """
 
     request: int
     reply: int
     body: msgspec.Raw
+    ahead: list[msgspec.Raw] = msgspec.field(default_factory=list)
 
 
 class Codec:
@@ -45,13 +49,15 @@ class Codec:
         self._envelope = msgspec.msgpack.Decoder(Envelope)
         self._body = msgspec.msgpack.Decoder(union)
 
-    def encode(self, message: Message, request: int = 0, reply: int = 0) -> bytes:
-        """The header bytes of `message`."""
+    def encode(self, message: Message, request: int = 0, reply: int = 0, ahead: Sequence[Message] = ()) -> bytes:
+        """The header bytes of `message`, and of those that go `ahead` of it."""
+        return self._encoder.encode(Envelope(request, reply, self._raw(message), [self._raw(each) for each in ahead]))
+
+    def _raw(self, message: Message) -> msgspec.Raw:
         if not isinstance(message, self.types):
             raise CommError(f"{type(message).__name__} is not a message of this node: "
                             f"{', '.join(kind.__name__ for kind in self.types)}")
-        body = msgspec.Raw(self._encoder.encode(message))
-        return self._encoder.encode(Envelope(request, reply, body))
+        return msgspec.Raw(self._encoder.encode(message))
 
     def open(self, header: bytes) -> Envelope:
         """The envelope of a header that arrived; CommError for anything malformed."""
@@ -62,8 +68,15 @@ class Codec:
 
     def body(self, envelope: Envelope) -> Message:
         """The message in `envelope`; CommError for an unknown type or a wrong field."""
+        return self._message(envelope.body)
+
+    def ahead(self, envelope: Envelope) -> list[Message]:
+        """Those that came before it."""
+        return [self._message(raw) for raw in envelope.ahead]
+
+    def _message(self, raw: msgspec.Raw) -> Message:
         try:
-            message: Message = self._body.decode(envelope.body)
+            message: Message = self._body.decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CommError(f"malformed message: {error}") from error
         return message

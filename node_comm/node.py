@@ -101,6 +101,7 @@ class Node:
         self._inbox: asyncio.Queue[Incoming | None] = asyncio.Queue()  # None: nothing comes any more
         self._tasks: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
+        self._held: dict[int, list[Message]] = {}  # what goes ahead of the next message, by destination
         self._attended: set[asyncio.Future[None]] = set()  # tell those who attend to something that this node has ended
         if isinstance(transport, Star):
             transport.sink, transport.on_lost = self._sink, self._lost
@@ -122,10 +123,23 @@ class Node:
 
     async def send(self, dest: int, message: Message, buffer: np.ndarray | None = None) -> None:
         """Send `message` to rank `dest`; no reply is expected. `buffer` is borrowed until this returns."""
-        await self.transport.send(dest, self._codec.encode(message), buffer)
+        await self.transport.send(dest, self._encoded(dest, message), buffer)
+
+    def send_with_next(self, dest: int, message: Message) -> None:
+        """Send `message` to rank `dest` as part of what is sent there next, ahead of it; `flush` sends it if nothing is.
+
+        A frame costs each end a wake-up, which for a small message is most of what it costs. Not over a Star.
+        """
+        self._held.setdefault(dest, []).append(message)
+
+    async def flush(self) -> None:
+        """Send what `send_with_next` has left to be sent."""
+        while self._held:
+            dest, (*ahead, last) = self._held.popitem()
+            await self.transport.send(dest, self._codec.encode(last, ahead=ahead))
 
     def encode(self, message: Message) -> bytes:
-        """The header bytes of a message that wants no reply."""
+        """The header bytes of a message that wants no reply, for whoever sends it to many by the transport itself."""
         return self._codec.encode(message)
 
     async def request(self, dest: int, message: Message, buffer: np.ndarray | None = None, *,
@@ -157,7 +171,7 @@ class Node:
         self._pending[number] = _Pending(dest, future, into)
         future.add_done_callback(lambda done: self._forget(number, done))
         try:
-            await self.transport.send(dest, self._codec.encode(message, request=number), buffer)
+            await self.transport.send(dest, self._encoded(dest, message, request=number), buffer)
         except BaseException:
             future.cancel()
             raise
@@ -166,7 +180,8 @@ class Node:
     async def reply(self, incoming: Incoming, message: Message, buffer: np.ndarray | None = None) -> None:
         """Answer `incoming`; does nothing for a message that wants no answer."""
         if incoming.request:
-            await self.transport.send(incoming.source, self._codec.encode(message, reply=incoming.request), buffer)
+            header = self._encoded(incoming.source, message, reply=incoming.request)
+            await self.transport.send(incoming.source, header, buffer)
 
     async def recv(self) -> Incoming:
         """The next message that is no reply. Raises what ended this node, once everything before it is taken."""
@@ -223,6 +238,10 @@ class Node:
                 logger.warning("rank %d: %s", received.source, error)
                 transport.drop(received.source, f"protocol: {error}")
 
+    def _encoded(self, dest: int, message: Message, request: int = 0, reply: int = 0) -> bytes:
+        """The header of `message`, with what has waited for it."""
+        return self._codec.encode(message, request, reply, self._held.pop(dest, ()))
+
     def _forget(self, number: int, future: asyncio.Future[tuple[Message, np.ndarray | None]]) -> None:
         """A question is settled, whether the asker waits for the answer or not."""
         del self._pending[number]
@@ -259,6 +278,10 @@ class Node:
     def _take(self, received: Received) -> None:
         self.last_heard[received.source] = time.monotonic()
         envelope = self._codec.open(received.header)
+        if envelope.ahead and isinstance(self.transport, Star):
+            raise ProtocolError("several messages have come in one frame, which nobody sends over a network")
+        for message in self._codec.ahead(envelope):
+            self._inbox.put_nowait(Incoming(received.source, message, None, 0))
         message = self._codec.body(envelope)
         if isinstance(message, Heartbeat):
             return

@@ -29,12 +29,14 @@ class Delivery:
         node = orders.node
         node.transport.seal()
         place = node.transport.place_of(buffer)
-        is_sent = place is None and is_direct(buffer.nbytes, ranks, node.transport)
+        if place is not None:
+            for rank in ranks:
+                node.send_with_next(rank, msgspec.structs.replace(order, place=place))
+            return
+        is_sent = is_direct(buffer.nbytes, ranks, node.transport)
         if not is_sent:
             async with orders.deadline(round, "announcing the weights"):
-                await orders.tell(ranks, msgspec.structs.replace(order, place=place))
-        if place is not None:
-            return
+                await orders.tell(ranks, order)
         sending = [node.send(rank, order, buffer) for rank in ranks] if is_sent else [node.transport.broadcast(buffer, root=0)]
         before = orders.before(orders.jobs)
         moving = asyncio.create_task(_sent(orders, [asyncio.create_task(each) for each in sending], before, round))

@@ -1,11 +1,11 @@
 """What the server's rank and the other ranks say to each other.
 
-A round, seen from a rank: `WeightsFollow` and a broadcast; `Fit`, answered with a `FitReport`; `Collect` and one
-reduction (or `FetchUpdate`, answered with an `Update`, for each client whose row is wanted; or `Columnwise`, `Gram` and
-`Combine`, each followed by its collectives, for rules that work on all rows); `Evaluate`, answered with an
-`EvaluateReport`. A rank can get more than one `Fit` in a round, see Handout. Before `Fit` and `Evaluate`, `Move` brings
-clients that keep state to the rank where they are wanted. `Train` has one client trained from weights of its own,
-without any round. `Call` runs one client's learner for a trainer of the user's own.
+A round, seen from a rank: `WeightsFollow` and a broadcast (where it reads them in place, `WeightsFollow` alone, in one frame
+with what comes next); `Fit`, answered with a `FitReport`; `Collect` and one reduction (or `FetchUpdate`, answered with an
+`Update`, for each client whose row is wanted; or `Columnwise`, `Gram` and `Combine`, each followed by its collectives, for
+rules that work on all rows); `Evaluate`, answered with an `EvaluateReport`. A rank can get more than one `Fit` in a round,
+see Handout. Before `Fit` and `Evaluate`, `Move` brings clients that keep state to the rank where they are wanted. `Train` has
+one client trained from weights of its own, without any round. `Call` runs one client's learner for a trainer of the user's own.
 """
 
 from __future__ import annotations

@@ -219,8 +219,9 @@ class ServerNode:
         await self._deliver(WeightsFollow(layout=weights.layout.to_dict(), num_model=num_model), weights, proposed)
 
     async def weights_arrived(self) -> None:
-        """Wait until every rank has the weights of `begin_broadcast`."""
+        """Wait until every rank has the weights of `begin_broadcast`, or has been told where they are."""
         await self._delivery.arrived()
+        await self.node.flush()
 
     async def fit(self, plan: Plan) -> Fitted:
         """Have the cohort trained where it is placed, or by a rank that is done early; returns when every rank has reported.

@@ -210,6 +210,12 @@ async def hangs_up(node: Node, incoming: Incoming) -> None:
         await node.transport.close()
 
 
+async def answers_with_more(node: Node, incoming: Incoming) -> None:
+    if isinstance(incoming.message, Fit):
+        node.send_with_next(0, Leave())
+        await node.reply(incoming, report())
+
+
 async def answers_with(node: Node, incoming: Incoming, answer: FitReport) -> None:
     if isinstance(incoming.message, Fit):
         await node.reply(incoming, answer)
@@ -223,6 +229,7 @@ def means(weights: dict[Any, int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("on", "why"), [
     (hangs_up, "is lost"),
+    (answers_with_more, "several messages have come in one frame"),
     (lambda node, incoming: answers_with(node, incoming, report("a")), "it reports 'a', and was asked for p"),
     (lambda node, incoming: answers_with(node, incoming, report("stranger")), "it reports 'stranger'"),
     (lambda node, incoming: answers_with(node, incoming, report(num_samples=-5)), "-5 samples"),
@@ -242,9 +249,9 @@ def means(weights: dict[Any, int]) -> dict[str, Any]:
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, 0.1, 0.0, False)])), "counted as 0.0"),
     (lambda node, incoming: answers_with(node, incoming, report(outcomes=[Outcome("p", 4, -1.0, 4.0, False)])), "took -1.0 s"),
     (lambda node, incoming: answers_with(node, incoming, report(seconds=float("nan"))), "took nan s"),
-], ids=["hangs up", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan", "limbs", "refused", "metrics",
-        "metrics without names", "metrics over too many", "too many metrics", "a long name", "a huge divisor",
-        "no divisor", "negative seconds", "NaN seconds"])
+], ids=["hangs up", "several in a frame", "another's result", "a stranger's result", "-5", "1e18", "0.5", "text", "nan",
+        "limbs", "refused", "metrics", "metrics without names", "metrics over too many", "too many metrics", "a long name",
+        "a huge divisor", "no divisor", "negative seconds", "NaN seconds"])
 def test_who_breaks_a_rule_is_left_out(on, why):
     """S-SEC-02, S-SEC-03: of that round, with the reason in the record; the others count, and the run goes on."""
     async def test() -> None:

@@ -71,6 +71,45 @@ def test_a_reply_that_is_wanted_no_more_is_written_nowhere():
     assert in_pair(ask, answer_backwards) == ([0.0] * 4, [3.0] * 4)
 
 
+def test_what_goes_with_the_next_message_comes_ahead_of_it_in_one_frame():
+    """Of a question, a reply and a flush alike; another rank's next message takes nothing along."""
+    frames = []
+
+    async def ask(node):
+        send = node.transport.send
+
+        async def watched(dest, header, buffer=None):
+            frames.append(dest)
+            await send(dest, header, buffer)
+
+        node.transport.send = watched
+        for number in (1, 2):
+            node.send_with_next(1, Question(number=number))
+        await node.send(0, Question(number=9))
+        assert frames == [0]
+        reply = await node.ask(1, Question(number=3))
+        first = await node.recv()
+        assert (first.source, first.message, first.request) == (0, Question(number=9), 0)
+        told = await node.recv()  # what went along with the reply
+        answer, _ = await reply
+        for number in (4, 5):
+            node.send_with_next(1, Question(number=number))
+        await node.flush()
+        await node.flush()
+        assert frames == [0, 1, 1]
+        return told.message.number, answer.number
+
+    async def answer(node):
+        incoming = [await node.recv() for _ in range(3)]
+        assert [each.message.number for each in incoming] == [1, 2, 3]
+        assert [each.request > 0 for each in incoming] == [False, False, True]
+        node.send_with_next(0, Question(number=7))
+        await node.reply(incoming[2], Reply(number=8))
+        assert [(await node.recv()).message.number for _ in range(2)] == [4, 5]
+
+    assert in_pair(ask, answer) == (7, 8)
+
+
 def test_what_ends_the_node_ends_every_question():
     async def ask(node):
         replies = [await node.ask(1, Question(number=number)) for number in (1, 2)]
