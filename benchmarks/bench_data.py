@@ -1,6 +1,6 @@
 """Data at scale: partitions of 10^6 clients, cohorts of 10^3, and the memory of eight ranks that share 1 GB.
 
-    python benchmarks/bench_data.py [--json] [--clients 1000000] [--samples 60000000] [--ranks 8] [--megabytes 1000]
+    python benchmarks/bench_data.py [--json FILE] [--clients 1000000] [--samples 60000000] [--ranks 8] [--megabytes 1000]
 
 Times are those of one process, seconds of the clock and of the processor. Memory is the proportional set size (PSS) of
 Linux: a page that several processes map counts in parts, so that the sum over ranks is what the node has in use.
@@ -108,7 +108,7 @@ def _pss(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--clients", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=60_000_000)
     parser.add_argument("--cohort", type=int, default=1000)
@@ -120,9 +120,6 @@ def main() -> None:
               "memory": memory(given.ranks, given.megabytes),
               "planning": planning(given.clients, given.cohort, given.ranks),
               "partitions": partitions(given.clients, given.samples)}
-    if given.json:
-        print(json.dumps(report, indent=2))
-        return
     print(f"{given.clients:,} clients, {given.samples:,} samples")
     for row in report["partitions"]:
         print(f"  {row['partitioner']:16}{row['seconds']:7.1f} s ({row['cpu_s']:.1f} s of processor), "
@@ -133,6 +130,8 @@ def main() -> None:
     shared = report["memory"]
     print(f"{shared['ranks']} ranks on {shared['dataset_mb']} MB: {shared['all_ranks_mb']:.0f} MB in all; stored in "
           f"{shared['store_s']:.1f} s, opened in {shared['open_s']:.2f} s")
+    if given.json:
+        given.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

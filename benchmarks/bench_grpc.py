@@ -92,8 +92,8 @@ class Streams:
         await self.server.start()
 
     async def _serve(self, frames: Any, context: Any) -> None:
-        self.contexts.append(context)
         await context.send_initial_metadata(())
+        self.contexts.append(context)  # a write that began before the metadata is out would fail
         await self.end.wait()
 
     async def ready(self) -> None:

@@ -1,6 +1,6 @@
 """What a round costs beyond local training: 10 clients, the 784-200-10 MLP (159,010 parameters), one process.
 
-    python benchmarks/bench_overhead.py [--json] [--rounds 60] [--repeats 5]
+    python benchmarks/bench_overhead.py [--json FILE] [--rounds 60] [--repeats 5]
 
 Work as in the usual overhead benchmark: 60 samples a client, batches of 20, one local epoch, SGD, exact reduction.
 Three loops over the same clients, alternating in one run, medians over repeats:
@@ -94,7 +94,7 @@ def engine(data: DataManager, rounds: int, folder: Path | None) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -110,12 +110,11 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     result = {"machine": platform.processor() or platform.machine(), "ms_a_round": {k: 1e3 * v for k, v in medians.items()},
               "overhead": {name: 1 - medians["plain"] / medians[name] for name in ("round", "recorded")}}
-    if options.json:
-        print(json.dumps(result))
-        return
     for name, value in medians.items():
         beyond = "" if name == "plain" else f"   overhead {100 * result['overhead'][name]:5.1f} % of the round"
         print(f"{name:10s} {1e3 * value:8.2f} ms a round{beyond}")
+    if options.json:
+        options.json.write_text(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
