@@ -104,8 +104,8 @@ class LocalMatrix(Matrix):
 
 
 def combination(start: Weights, count: int, allocate: Allocate | None = None) -> ExactSum:
-    """An empty sum for `Matrix.combine` of `count` rows: all arrays count by coefficient, buffers too; divide by 1."""
-    total = ExactSum(start.layout, start, total_samples=1, cohort_size=max(1, count), allocate=allocate)
+    """An empty sum for `Matrix.combine` of `count` rows over all ranks: arrays count by coefficient, buffers too; divide by 1."""
+    total = ExactSum(start.layout, start, total_samples=1, cohort_size=count, allocate=allocate)
     total.counts_all_alike = True
     return total
 

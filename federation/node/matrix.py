@@ -66,7 +66,7 @@ class DistributedMatrix(Matrix):
         for client_id, rank, coefficient in zip(self.client_ids, self._ranks, coefficients, strict=True):
             if coefficient:
                 shares[rank][client_id] = float(coefficient)
-        orders = {rank: Combine(coefficients=share) for rank, share in shares.items()}
+        orders = {rank: Combine(coefficients=share, cohort_size=len(self)) for rank, share in shares.items()}
         combine = server.host.updates.combine
         reports = await (await server.orders.give(orders, Combined, lambda order: compute(combine, order), self._round))
         limbs = max(report.limbs for report in reports.values())

@@ -182,9 +182,10 @@ class Gram(Message, frozen=True):
 
 
 class Combine(Message, frozen=True):
-    """Add up your rows of these clients, times these coefficients, for the `Collect` that follows."""
+    """Add up your rows of these clients, times these coefficients, for the `Collect` that follows; `cohort_size` rows in all."""
 
     coefficients: dict[str, float]
+    cohort_size: int
 
 
 class Combined(Message, frozen=True):

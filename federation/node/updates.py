@@ -101,7 +101,7 @@ class Updates:
     def combine(self, order: Combine) -> Combined:
         """Add up rows, times coefficients, into the sum."""
         _, start = self._begun
-        total = combination(start, len(order.coefficients), self._allocate)
+        total = combination(start, order.cohort_size, self._allocate)
         for client_id, coefficient in order.coefficients.items():
             total.add(client_id, self._rows[client_id][0], 1, Contribution(coefficient, 0.0))
         self._sum, self._sum_kind = total, None

@@ -16,7 +16,7 @@ from federation.core.weights import Layout, Weights
 from federation.node.matrix import DistributedMatrix
 from federation.node.round import Plan
 from node_comm import memory
-from tests.node.worlds import Answers, Arrays
+from tests.node.worlds import Answers, Arrays, f32
 
 K = 7
 
@@ -138,6 +138,19 @@ def test_combine(ranks):
         assert np.allclose(found[name], wanted, rtol=1e-6, atol=1e-6)
     wanted = START["bn.count"] + sum(c * (row["bn.count"] - START["bn.count"]) for c, row in zip(coefficients, ROWS, strict=True))
     assert found["bn.count"] == np.rint(wanted)
+
+
+def test_combine_where_each_rank_adds_what_one_word_just_holds(monkeypatch):
+    """From a start of zeros, a word of a rank's own row takes differences up to 1; those of seven ranks together are 7."""
+    monkeypatch.setattr(f"{__name__}.START", Weights.of({"w": f32(0, 0)}))
+    monkeypatch.setattr(f"{__name__}.ROWS", [Weights.of({"w": f32(6.9 + index / 100, -1)}) for index in range(K)])
+
+    async def program(matrix):
+        out = Weights.zeros(matrix.start.layout)
+        await matrix.combine([1 / K] * K, out)
+        return out["w"].tolist()
+
+    assert spread(7, program) == run_here(program(local())) == pytest.approx([6.93, -1])
 
 
 def test_a_row_comes_exactly_as_it_is(ranks):
