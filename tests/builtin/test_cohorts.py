@@ -221,6 +221,14 @@ def test_too_few_clients_is_an_error_with_numbers(tmp_path: Path, sampling: str,
     assert len(draw(sizes, 2, min_clients=2, sampling=sampling, **given).clients) == 2
 
 
+@pytest.mark.parametrize("more", [{}, {"over_select": 2.0, "latency": {"kind": "constant"}}], ids=["", "over-selected"])
+def test_a_fraction_of_those_who_are_left_may_be_too_few(more: dict[str, Any]) -> None:
+    """Of the clients of a configuration it is enough; over a network, they come and go."""
+    with pytest.raises(RoundError, match=r"round 1: 0\.1 of 19 clients is 1, and min_clients is 2"):
+        draw([1] * 19, fraction=0.1, min_clients=2, **more)
+    assert len(draw([1] * 20, fraction=0.1, min_clients=2, **more).clients) == 2
+
+
 # -- the real clock ---------------------------------------------------------------------------------------------------
 
 class Clock:

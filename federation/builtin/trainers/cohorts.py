@@ -68,6 +68,9 @@ class Cohorts:
     def _drawn(self, table: ClientTable, round: int) -> Cohort:
         config = self._config
         cohort_size = config.cohort_size or cohort_size_of(config.fraction or 1.0, len(table))
+        if config.fraction is not None and cohort_size < config.min_clients:  # many are gone: else the configuration is refused
+            raise RoundError(f"round {round}: {config.fraction:g} of {len(table)} clients is {cohort_size}, and min_clients is "
+                             f"{config.min_clients}; the global weights stay as they were")
         count = cohort_size
         if config.over_select:
             count = max(count, min(over_selected(cohort_size, config.over_select), len(table)))
