@@ -76,9 +76,15 @@ class Orders:
     async def ask(self, orders: Mapping[int, Order], here: Callable[[Order], Awaitable[Message]], round: int,
                   into: Mapping[int, np.ndarray] = MappingProxyType({})) -> dict[int, asyncio.Future[Answer]]:
         """The first half of `give`: returns, once the orders are out, what each report comes in."""
-        async with self.deadline(round, "giving the ranks their orders"):
-            # One after the other, as in `tell`.
-            return {rank: await self.ask_one(rank, order, here, into.get(rank)) for rank, order in orders.items()}
+        answers: dict[int, asyncio.Future[Answer]] = {}
+        try:
+            async with self.deadline(round, "giving the ranks their orders"):
+                for rank, order in orders.items():  # one after the other, as in `tell`
+                    answers[rank] = await self.ask_one(rank, order, here, into.get(rank))
+        except BaseException:
+            await give_up(*answers.values())
+            raise
+        return answers
 
     async def ask_one(self, rank: int, order: Order, here: Callable[[Order], Awaitable[Message]],
                       into: np.ndarray | None = None) -> asyncio.Future[Answer]:
