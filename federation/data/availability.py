@@ -79,7 +79,8 @@ class DayAndNight:
     def at(self, seed: int, time: float, num_clients: int) -> np.ndarray:
         """See Availability. A client's window does not depend on how many others there are."""
         into_window = np.mod(time / self.period - self._start(seed, num_clients), 1.0)
-        available: np.ndarray = into_window < self.share
+        # Of a tiny number below 0, the remainder is rounded to 1 itself, which no window reaches that ends there.
+        available: np.ndarray = (into_window < self.share) | (self.share == 1)
         return available
 
     def _start(self, seed: int, num_clients: int) -> np.ndarray:

@@ -117,6 +117,13 @@ def test_every_client_has_one_window_a_day(share: float) -> None:
     assert (begins == (0 if share == 1 else 2)).all()
 
 
+@pytest.mark.parametrize("peak", [0.0, 0.55, 0.8, 1.0])
+def test_windows_of_a_whole_day_leave_nobody_out(peak: float) -> None:
+    """Nor where they begin: the time of round 4, three tenths of a day, is less than 0.8 - 0.5 in float64."""
+    days = DayAndNight(period=10, share=1.0, peak=peak, spread=0.0)
+    assert all(days.at(0, time, 3).all() for time in range(30))
+
+
 def test_most_are_available_around_the_peak() -> None:
     """The middle of windows has the triangular distribution around the peak, so the share that is there follows."""
     days = DayAndNight(period=10, share=0.2, peak=0.6, spread=0.3)
