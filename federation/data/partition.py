@@ -118,12 +118,14 @@ def classes_of(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if high - low > 4 * len(labels) + 1024:
         classes, codes = np.unique(labels, return_inverse=True)
         return classes, codes.astype(np.int64, copy=False)
-    shifted = labels.astype(np.int64) - low if high < 2**63 else (labels - labels.dtype.type(low)).astype(np.int64)
+    wide = np.int64 if high < 2**63 else np.uint64  # the difference of two labels is an int64 in any case
+    shifted = (labels.astype(wide) - wide(low)).astype(np.int64)
     present = np.bincount(shifted) > 0
-    classes = np.flatnonzero(present)
-    if len(classes) == len(present):
-        return classes + low, shifted
-    return classes + low, (np.cumsum(present) - 1)[shifted]
+    codes = np.flatnonzero(present)
+    classes = codes.astype(wide) + wide(low)
+    if len(codes) == len(present):
+        return classes, shifted
+    return classes, (np.cumsum(present) - 1)[shifted]
 
 
 def _label_entropies(partition: Partition, codes: np.ndarray, num_classes: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from federation.data.partition import Partition
+from federation.data.partition import Partition, classes_of
 from federation.data.partitioner import PARTITIONERS, dirichlet, iid, label
 from federation.errors import DataError
 from tests.data.splits import DRAWN, digest, make
@@ -247,6 +247,18 @@ def test_what_has_no_labels_can_be_shared_out_by_iid_only(name: str, labels: np.
         PARTITIONERS[name](labels, 2, 0)
     if len(labels):
         assert_conserved(iid(labels, 2, 0), len(labels), 2)
+
+
+@pytest.mark.parametrize("labels", [
+    np.array([2**63 + 5, 2**63, 2**63 + 5], np.uint64), np.array([2**63 + 1, 2**63 - 1, 2**63 + 1], np.uint64),
+    np.array([2**64 - 1, 0, 2**64 - 1], np.uint64), np.array([2**63 - 1, 2**63 - 3, 2**63 - 1], np.int64),
+    np.array([-(2**63), 1 - 2**63], np.int64), np.array([127, -128], np.int8), np.array([True, False, True])])
+def test_labels_are_whatever_numbers_they_are(labels: np.ndarray) -> None:
+    classes, codes = classes_of(labels)
+    assert codes.dtype == np.int64
+    assert classes.tolist() == sorted(set(labels.tolist()))
+    assert classes[codes].tolist() == labels.tolist()
+    assert_conserved(dirichlet(labels, 2, 0), len(labels), 2)
 
 
 def draw_each(seed: int) -> list[str]:
