@@ -294,6 +294,7 @@ def test_names_of_clients_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("clients", "num_clients", "words"), [
     (CLIENTS, 4, "has 3 clients; num_clients is 4"), ([[0], [7]], 2, "names sample 7; the training set has 0 to 6"),
     ([[0], [-1]], 2, "names sample -1"), ([[0, 1], [1]], 2, "names sample 1 2 times"),
+    ([[0, 1, 1], [5, 5, 5]], 2, "names sample 1 2 times"),
 ])
 def test_a_file_for_other_data_is_refused(tmp_path: Path, name: str, clients: list[list[int]], num_clients: int,
                                           words: str) -> None:

@@ -46,7 +46,8 @@ def file(labels: np.ndarray, num_clients: int, rng_seed: int, *, path: str) -> P
                         f"{len(labels) - 1}")
     values, counts = np.unique(order, return_counts=True)
     if len(values) < len(order):
-        raise DataError(f"{found} names sample {values[counts > 1][0]} {counts.max()} times; expected each once at most")
+        first = int((counts > 1).argmax())
+        raise DataError(f"{found} names sample {values[first]} {counts[first]} times; expected each once at most")
     return Partition(order, offsets_of(np.array([len(samples) for samples in clients])))
 
 
