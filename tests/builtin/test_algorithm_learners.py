@@ -244,6 +244,21 @@ def test_feddyn_over_rounds(kind, momentum, keeps):
     assert sorted(state) == ["gradient.bias", "gradient.weight", *(["momentum.bias", "momentum.weight"] if keeps else [])]
 
 
+@pytest.mark.parametrize(("learner", "settings", "prefix"), [
+    (ScaffoldLearner, {"client_lr": 1 / (1 - 2.0**-9 - 2.0**-30)}, "control."),
+    (FedDynLearner, {"client_lr": 1.0, "alpha": 1 - 2.0**-9 - 2.0**-30}, "gradient.")])
+def test_what_a_client_keeps_is_rounded_once(learner, settings, prefix):
+    """From a weight that has moved by 1: 1 - 2^-9 - 2^-30, which as float32 is in the middle of two bfloat16."""
+    model = TorchModel(Constant(0.0).to(torch.bfloat16), (1,), None)
+    own = learner(model, ClientData(np.ones((1, 1), np.float32), np.zeros(1, np.float32)), local_steps=1, **settings)
+    own.shared = Weights.zeros(ScaffoldAggregator().shared(model.weights.layout)) if learner is ScaffoldLearner else None
+    result = own.fit({})
+    assert result.weights["weight"].tolist() == [-1]
+    assert result.state[f"{prefix}weight"].tolist() == [1 - 2.0**-8]
+    if result.shared is not None:
+        assert result.shared["control.weight"].tolist() == [1 - 2.0**-8]
+
+
 # -- Ditto -----------------------------------------------------------------------------------------------------------
 
 @BOTH

@@ -11,6 +11,7 @@ from federation.builtin.steps.contract import Correction
 from federation.core.model import Model
 from federation.core.problems import number_problem
 from federation.core.types import TrainResult
+from federation.core.weights import rounded
 from federation.errors import ConfigError
 
 #: What the names of gradients begin with in a client's state.
@@ -45,5 +46,5 @@ class FedDynLearner(SteppedLearner):
         state = dict(descent.state)
         for name in names:
             moved = trained[name].astype(np.float64) - start[name].astype(np.float64)
-            state[GRADIENT + name] = (gradients[name].astype(np.float64) - self._alpha * moved).astype(start[name].dtype)
+            state[GRADIENT + name] = rounded(gradients[name].astype(np.float64) - self._alpha * moved, start[name].dtype)
         return TrainResult(trained, descent.num_samples, descent.metrics, state=state)

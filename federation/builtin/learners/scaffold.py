@@ -10,7 +10,7 @@ from federation.builtin.learners.stepped import SteppedLearner, SteppedSettings,
 from federation.builtin.steps.contract import Correction
 from federation.core.model import Model
 from federation.core.types import TrainResult
-from federation.core.weights import Weights
+from federation.core.weights import Weights, rounded
 from federation.errors import ConfigError
 
 #: What the names of control variates begin with, in shared arrays and in a client's state.
@@ -61,9 +61,9 @@ class ScaffoldLearner(SteppedLearner):
         for name, array in common.items():
             moved = start[name].astype(np.float64) - trained[name].astype(np.float64)
             before = own[name].astype(np.float64)
-            after = (before - array.astype(np.float64) + moved / (descent.num_steps * client_lr)).astype(array.dtype)
+            after = rounded(before - array.astype(np.float64) + moved / (descent.num_steps * client_lr), array.dtype)
             new[CONTROL + name] = after
-            answer[CONTROL + name][...] = array.astype(np.float64) + (after.astype(np.float64) - before)
+            answer[CONTROL + name][...] = rounded(array.astype(np.float64) + (after.astype(np.float64) - before), array.dtype)
         return TrainResult(trained, descent.num_samples, descent.metrics, answer, new)
 
     def _skip(self) -> TrainResult:
