@@ -102,10 +102,10 @@ def normals(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def dirichlet_rows(rng: np.random.Generator, concentration: np.ndarray, count: int) -> np.ndarray:
-    """float64[count, k]: each row a draw of Dirichlet(concentration), float64[k], all above 0.
+    """float64[count, k]: each row a draw of Dirichlet(concentration), float64[k] of numbers above 0.
 
     The gamma variates behind it are kept as logarithms, so that a concentration of 0.001, whose variates underflow,
-    gives proportions and not 0 / 0.
+    gives proportions and not 0 / 0. A proportion may still be 0, but not all of a row.
     """
     logs = _log_gammas(rng, np.tile(np.asarray(concentration, np.float64), count)).reshape(count, -1)
     logs -= logs.max(axis=1, keepdims=True)
