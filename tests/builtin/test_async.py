@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from federation.builtin import AsyncTrainer, DefaultTrainer, FedAsyncAggregator,
 from federation.core.async_aggregator import LateUpdate, discount, staleness_of
 from federation.core.random import stream
 from federation.core.types import ClientUpdate
-from federation.core.weights import Layout, Weights
+from federation.core.weights import Layout, Weights, rounded
 from federation.data.draws import below
 from federation.data.latency import Latency
 from federation.errors import ConfigError, Diverged, RoundError, UpdateError
@@ -99,6 +100,34 @@ def test_buffers_take_part(rule, wanted):
     assert (current["count"].dtype, int(current["count"])) == (np.int64, wanted[1])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.int32, np.bool_])
+def test_what_is_mixed_is_rounded_once(dtype):
+    """Added up in float64; integers to nearest even, booleans above 1/2. FedBuff's integers are the clients' own."""
+    layout, draw = Layout(["w"], [(2000,)], [dtype]), np.random.default_rng(0)
+    begun, current, given = (weights(0, layout) for _ in range(3))
+    for each in (begun, current, given):
+        each["w"][...] = (draw.normal(size=2000) * 9).astype(dtype)
+    now, new, old = (each["w"].astype(np.float64) for each in (current, given, begun))
+    mixed = current.copy()
+    assert FedAsyncAggregator(mixing=0.3).receive(mixed, LateUpdate("client_0", given, begun, 1, 0))
+    np.testing.assert_array_equal(mixed["w"], rounded(0.7 * now + 0.3 * new, np.dtype(dtype)))
+    rule = FedBuffAggregator(buffer_size=2, server_lr=0.3)
+    assert not rule.receive(current, LateUpdate("client_0", given, begun, 1, 0))
+    assert rule.receive(current, LateUpdate("client_1", begun, begun, 1, 0))
+    wanted = (new + old) / 2 if dtype in (np.int32, np.bool_) else now + 0.15 * (new - old)
+    np.testing.assert_array_equal(current["w"], rounded(wanted, np.dtype(dtype)))
+
+
+@pytest.mark.parametrize("rule", [FedAsyncAggregator(mixing=2.0**-8 + 2.0**-30),
+                                  FedBuffAggregator(buffer_size=1, server_lr=2.0**-8 + 2.0**-30)])
+def test_bfloat16_takes_no_way_by_float32(rule):
+    """Where 1 + 2^-8 + 2^-30 would first be brought to the middle of two neighbours."""
+    layout = Layout(["w"], [(1,)], [ml_dtypes.bfloat16])
+    current = weights(1, layout)
+    rule.receive(current, update(2, 1, 0, layout))
+    assert current["w"].tolist() == [1 + 2.0**-7]
+
+
 def test_fedbuff_goes_on_from_its_state():
     rule, other = FedBuffAggregator(buffer_size=3), FedBuffAggregator(buffer_size=3)
     current = weights(1.0)
@@ -121,7 +150,14 @@ def test_settings_that_cannot_be(settings, name):
         FedAsyncAggregator(**settings)
 
 
-@pytest.mark.parametrize(("settings", "name"), [(dict(buffer_size=2.5), "buffer_size"), (dict(staleness="poly"), "staleness"),
+def test_a_hinge_may_be_at_the_first_version_that_is_missed():
+    current = weights(0.0)
+    FedAsyncAggregator(mixing=1.0, staleness="hinge", exponent=1.0, hinge=0).receive(current, update(8.0, 0.0, 3))
+    assert current["w"][0] == 2.0
+
+
+@pytest.mark.parametrize(("settings", "name"), [(dict(buffer_size=2.5), "buffer_size"), (dict(buffer_size=0), "buffer_size"),
+                                                (dict(server_lr=0), "server_lr"), (dict(staleness="poly"), "staleness"),
                                                 (dict(hinge=3), "hinge=3 is for")])
 def test_buffers_that_cannot_be(settings, name):
     with pytest.raises(ConfigError, match=name):

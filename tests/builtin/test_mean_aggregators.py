@@ -151,6 +151,12 @@ def test_fedprox_is_fedavg_on_the_server(seed):
                                   FedAvgAggregator().aggregate(updates, start).buffer)
 
 
+@pytest.mark.parametrize("kind", [FedAvgAggregator, FedProxAggregator])
+def test_clients_count_by_samples_or_alike(kind):
+    updates = [update(1, [np.array([1.0])], 1), update(2, [np.array([5.0])], 3)]
+    assert [kind(*given).aggregate(updates, [np.zeros(1)])[0].tolist() for given in ((), ("uniform",))] == [[4.0], [3.0]]
+
+
 def test_fednova_averages_per_step_and_takes_the_mean_number_of_steps():
     start, updates = cohort(3)
     counts = np.array([each.num_samples for each in updates], np.float64)
@@ -248,6 +254,31 @@ def test_scaffold_moves_model_and_control_variates(prefix):
     np.testing.assert_allclose(mean[2], begun[2] + 2 / 8 * (given[2] - begun[2]), rtol=1e-13, atol=1e-15)
 
 
+def test_scaffold_weighs_by_samples_where_it_is_told():
+    updates = [update(1, [np.array([1.0])], 1), update(2, [np.array([5.0])], 3)]
+    assert ScaffoldAggregator().aggregate(updates, [np.zeros(1)])[0].tolist() == [3.0]
+    assert ScaffoldAggregator(weighting="samples").aggregate(updates, [np.zeros(1)])[0].tolist() == [4.0]
+
+
+def test_model_and_control_variates_are_computed_in_float64():
+    draw, names = np.random.default_rng(12), ["w", "control.w"]
+    layout = Layout(names, [(2000,)] * 2, [np.float32] * 2)
+    start, mean = (filled(layout, draw.normal(size=(2, 2000))) for _ in range(2))
+    begun, given = ([array.astype(np.float64) for array in each] for each in (start, mean))
+    ScaffoldAggregator(server_lr=0.3).step(start, mean, RoundStats(1, num_clients=7, num_updates=3, num_samples=5))
+    for name, rate, before, after in zip(names, (0.3, 3 / 7), begun, given, strict=True):
+        np.testing.assert_array_equal(mean[name], (before + rate * (after - before)).astype(np.float32))
+
+
+def test_model_and_control_variates_of_bfloat16_are_rounded_once():
+    """From 1 to 2 by a share of 2^-8 + 2^-30, which float32 would bring to the middle of two neighbours."""
+    layout = Layout(["w", "control.w"], [(1,)] * 2, [ml_dtypes.bfloat16] * 2)
+    start, mean = filled(layout, [[1], [1]]), filled(layout, [[2], [2]])
+    stats = RoundStats(1, num_clients=2**30, num_updates=2**22 + 1, num_samples=5)
+    ScaffoldAggregator(server_lr=2.0**-8 + 2.0**-30).step(start, mean, stats)
+    assert [array.tolist() for array in mean] == [[1 + 2.0**-7]] * 2
+
+
 def test_feddyn_follows_the_paper_over_rounds():
     draw, alpha, num_clients = np.random.default_rng(7), 0.3, 10
     aggregator, x, h = FedDynAggregator(alpha=alpha), draw.normal(size=6), np.zeros(6)
@@ -339,7 +370,24 @@ def test_state_survives_a_restart(name):
         ALL[name]().load({"nonsense": {}})
 
 
+@pytest.mark.parametrize(("dtype", "wanted"), [(np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)])
+def test_memory_is_in_float32_but_for_a_model_of_float64(dtype, wanted):
+    aggregator = FedAdamAggregator()
+    assert aggregator.state() == {}, "nothing before the first round"
+    start, updates = cohort(13, dtype=dtype)
+    aggregator.aggregate(updates, start)
+    assert {array.dtype for arrays in aggregator.state().values() for array in arrays.values()} == {np.dtype(wanted)}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(FedAvgMAggregator, "momentum"), (FedAdamAggregator, "beta1"),
+                                            (FedAdamAggregator, "beta2"), (FedYogiAggregator, "beta1"),
+                                            (FedYogiAggregator, "beta2"), (FedAdagradAggregator, "beta1")])
+def test_what_is_remembered_may_be_nothing(kind, name):
+    kind(**{name: 0})
+
+
 @pytest.mark.parametrize(("kind", "name", "values"), [
+    (QFedAvgAggregator, "lipschitz", [0, -1, math.inf, math.nan]), (QFedAvgAggregator, "q", [-0.1, math.inf, math.nan]),
     (FedAvgMAggregator, "momentum", [-0.1, 1, math.nan]), (FedAdamAggregator, "beta1", [-0.1, 1, math.nan]),
     (FedAdamAggregator, "beta2", [-0.1, 1]), (FedYogiAggregator, "beta2", [-0.1, 1]),
     (FedAdagradAggregator, "tau", [0, -1, math.nan]), (FedAdamAggregator, "server_lr", [0, -1, math.inf, math.nan]),
@@ -347,9 +395,10 @@ def test_state_survives_a_restart(name):
     (FedAdamAggregator, "weighting", ["sample"]), (FedDynAggregator, "alpha", [0, -1, math.nan]),
     (FedNovaAggregator, "weighting", ["uniform"]), (NormClippingAggregator, "clip_norm", [0, -1, math.inf, math.nan])])
 def test_settings_out_of_range_are_named(kind, name, values):
+    others = {"lipschitz": 10.0} if kind is QFedAvgAggregator else {}
     for value in values:
         with pytest.raises(ConfigError, match=name):
-            kind(**{name: value})
+            kind(**others | {name: value})
 
 
 @pytest.mark.parametrize("rule", [QFedAvgAggregator(lipschitz=10.0, q=2.0), NormClippingAggregator(clip_norm=1e-3),

@@ -11,8 +11,9 @@ import pytest
 
 from federation.builtin.aggregators.bulyan import BulyanAggregator
 from federation.builtin.aggregators.centred_clipping import CentredClippingAggregator
-from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator
+from federation.builtin.aggregators.geometric_median import GeometricMedianAggregator, midst
 from federation.builtin.aggregators.krum import KrumAggregator
+from federation.builtin.aggregators.krum_scores import krum_scores
 from federation.builtin.aggregators.median import MedianAggregator
 from federation.builtin.aggregators.multikrum import MultiKrumAggregator
 from federation.builtin.aggregators.trimmed_mean import TrimmedMeanAggregator
@@ -71,6 +72,12 @@ def test_median_and_trimmed_mean_against_numpy(count):
         np.testing.assert_allclose(result(TrimmedMeanAggregator(cut), rows), expected, rtol=1e-13)
 
 
+def test_what_is_trimmed_is_exact_in_the_decimal_number():
+    """0.29 of 100 clients are 29, though int(0.29 * 100) is 28."""
+    rows = np.random.default_rng(0).normal(size=(100, 5))
+    np.testing.assert_allclose(result(TrimmedMeanAggregator(0.29), rows), np.sort(rows, axis=0)[29:71].mean(axis=0), rtol=1e-13)
+
+
 def test_krum_known_answers():
     """S-AGG-09: 1.2 of 0, 1, 1.2, 1.4, 10; too few are refused with the numbers; of equal scores the first counts."""
     assert result(KrumAggregator(1), [0.0, 1.0, 1.2, 1.4, 10.0]).tolist() == [1.2]
@@ -81,6 +88,18 @@ def test_krum_known_answers():
             result(BulyanAggregator(1), rows)
     # Two pairs as close to each other, and 0 in the middle: every score of the inner pair is the same.
     assert result(KrumAggregator(1), [1.0, -1.0, 1.0, -1.0, 0.0]).tolist() == [1.0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 40, 150])
+def test_distances_are_added_one_after_the_other(count):
+    """From the smallest on, whatever the number of rows; from eight on, numpy.sum would begin to add in another order."""
+    distances = np.random.default_rng(count).random((count, count))
+    wanted = [0.0] * count
+    for row in range(count):
+        for distance in sorted(np.delete(distances[row], row).tolist())[:max(1, count - 3)]:
+            wanted[row] += distance
+    assert krum_scores(distances, np.int64(1)).tolist() == wanted
+    assert KrumAggregator(np.int64(1)).min_updates == 5
 
 
 @pytest.mark.parametrize("f", [0, 1, 2])
@@ -149,6 +168,16 @@ def test_the_geometric_median_has_no_unit(settings):
     """Smoothing and tolerance are shares of the scale, so that a power of two changes no bit of the mantissas."""
     rows, rule = np.random.default_rng(3).normal(size=(5, 12)), GeometricMedianAggregator(**settings)
     np.testing.assert_array_equal(result(rule, rows * 2.0**20), result(rule, rows) * 2.0**20)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_midst_is_where_more_than_half_of_the_weight_is_closest(seed):
+    """Tried for every row and every distance."""
+    draw = np.random.default_rng(seed)
+    points, counts = draw.integers(0, 6, size=(7, 2)), draw.integers(1, 9, size=7).tolist()
+    distances = np.linalg.norm(points[:, None] - points, axis=2)
+    radii = [min(radius for radius in row if 2 * sum(np.array(counts)[row <= radius]) > sum(counts)) for row in distances]
+    assert midst(distances, counts) == (radii.index(min(radii)), min(radii))
 
 
 def test_geometric_median_of_equal_rows_is_the_row():

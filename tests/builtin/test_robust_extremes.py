@@ -149,7 +149,9 @@ def test_numbers_of_clients_are_whole():
             KrumAggregator(value)
     with pytest.raises(RoundError, match="num_selected=5 is more than n - f = 4 of the 5 updates"):
         result(MultiKrumAggregator(1, num_selected=5), np.arange(5.0))
-    assert result(MultiKrumAggregator(1, num_selected=1), np.array([0, 1, 1.25, 1.5, 10])) == 1.25
+    rows = np.array([0, 1, 1.25, 1.5, 10])
+    assert result(MultiKrumAggregator(1, num_selected=1), rows) == 1.25
+    assert result(MultiKrumAggregator(1, num_selected=4), rows) == rows[:4].mean()
 
 
 @pytest.mark.parametrize(("aggregator", "settings", "words"), [
