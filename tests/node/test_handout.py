@@ -23,16 +23,18 @@ from federation.core.weights import Weights
 from federation.data.dataset import Dataset
 from federation.data.manager import DataManager
 from federation.data.partition import Partition
-from federation.errors import UpdateError
+from federation.errors import RoundError, UpdateError
+from federation.infra.trace import Span
 from federation.node import client
 from federation.node.handout import HELD, SHORTEST_PIECE, SHORTEST_SHARE, Handout, merged
 from federation.node.host import ClientHost
+from federation.node.orders import Orders
 from federation.node.placement import SURPRISE, Costs, place
-from federation.node.protocol import MESSAGES, Evaluate, Fit, FitReport, Outcome
+from federation.node.protocol import MESSAGES, Evaluate, Fit, FitReport, Moved, Outcome
 from federation.node.round import Plan
-from node_comm import memory
+from node_comm import CommError, memory
 from node_comm.message import Codec
-from node_comm.node import Incoming
+from node_comm.node import Incoming, RemoteFailure
 from tests.node.worlds import Arrays, f32
 
 ORDER = Fit(round=1, clients=[], config={}, needs="mean", weighting="samples", weighs=False, reduction="exact", total_samples=1,
@@ -88,6 +90,22 @@ def test_the_fullest_share_is_the_one_of_which_most_is_left():
     assert [handout.take(2), handout.take(2)] == [["d", "c"], ["b"]], "half of what is left, by what is taken"
 
 
+def test_clients_that_take_no_time_are_given_out_as_well():
+    """Rounding leaves a little of a share that is given out: more than the other holds."""
+    costs = {"a": 1.0, "b": 0.1, "c": 0.1, "d": 0.1, "e": 0.0}
+    handout = Handout(ORDER, {1: list("abcd"), 2: ["e"]}, costs)
+    assert handout.first == {1: ["a"], 2: []}
+    assert [handout.take(1) for _ in range(5)] == [["b"], ["c"], ["d"], ["e"], []]
+
+
+def test_pieces_are_worth_a_message():
+    costs = {f"client_{index}": SHORTEST_PIECE / 4.5 for index in range(33)}
+    handout = Handout(ORDER, {1: list(costs)}, costs)
+    pieces = list(itertools.takewhile(bool, iter(lambda: handout.take(1), None)))
+    assert sum(map(len, pieces)) == 16
+    assert [len(piece) for piece in pieces[:-1] if len(piece) < 4] == []
+
+
 @pytest.mark.parametrize(("costs", "worth"), [
     ({"a": SHORTEST_SHARE / 2, "b": SHORTEST_SHARE / 2}, True),
     ({"a": SHORTEST_SHARE / 2, "b": SHORTEST_SHARE / 2.1}, False),
@@ -120,11 +138,13 @@ def test_costs_are_doubtful_where_ranks_surprised():
 def test_reports_are_merged():
     def report(name, limbs, refused=""):
         return FitReport(outcomes=[Outcome(name, 1, 0.5, 1.0, False)], problems=[], limbs=limbs, seconds=0.75, refused=refused,
-                         metrics={"sums": {"loss": hex(3 << 1074)}, "weights": {"loss": "0x1"}, "not_finite": [], "left_out": []})
+                         metrics={"sums": {"loss": hex(3 << 1074)}, "weights": {"loss": "0x1"}, "not_finite": [], "left_out": []},
+                         spans=[Span("fit", 1.0, 2.0, name)])
 
     whole = merged([report("a", 1), report("b", 3, "no good"), report("c", 2)])
     assert [outcome.client_id for outcome in whole.outcomes] == ["a", "b", "c"]
     assert (whole.limbs, whole.seconds, whole.refused) == (3, 2.25, "no good")
+    assert [span.who for span in whole.spans] == ["a", "b", "c"]
     assert whole.metrics["sums"]["loss"] == hex(9 << 1074)
     assert whole.metrics["weights"]["loss"] == "0x3"
 
@@ -315,6 +335,50 @@ def test_nobody_is_given_any_more_once_an_update_is_refused():
     assert asyncio.run(train()).refused == "e does not fit"
     assert asked == [("abcd", False), ("ef", True), ("g", True)], "g waited already when the report came"
     assert handout.take(1) == handout.take(2) == []
+
+
+@pytest.mark.parametrize(("answer", "error"), [(RemoteFailure("rank 1: deliberate"), "deliberate"),
+                                               (Moved(), "answered with Moved; wanted FitReport")])
+def test_who_fails_in_one_order_is_not_waited_for_in_the_next(answer, error):
+    handout = Handout(ORDER, {1: list("abcd")}, dict.fromkeys("abcd", 1.0))
+
+    async def train():
+        given = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        waiting = iter(given[1:])
+
+        async def ask(rank, order):
+            return next(waiting)
+
+        if isinstance(answer, Exception):
+            given[0].set_exception(answer)
+        else:
+            given[0].set_result((answer, None))
+        with pytest.raises(CommError, match=error):
+            await handout.train(1, given[0], ask)
+        assert given[1].cancelled()
+
+    asyncio.run(train())
+
+
+@pytest.mark.parametrize(("takes_orders", "words"), [(True, r"no report within round_timeout=0\.01 s from rank 1 "),
+                                                     (False, "giving the ranks their orders took longer than ")])
+def test_a_rank_that_is_silent_is_named_with_the_round(takes_orders, words):
+    async def main():
+        node = SimpleNamespace(transport=SimpleNamespace(recoverable=False), silence=lambda rank: 7.0)
+
+        async def ask(rank, order, into=None):
+            silent = asyncio.get_running_loop().create_future()
+            return silent if takes_orders else await silent
+
+        async def here(order):
+            return merged([FitReport(outcomes=[], problems=[], metrics=MetricSum().to_dict(), limbs=1, seconds=0.0)])
+
+        node.ask = ask
+        handout = Handout(msgspec.structs.replace(ORDER, round=9), {1: list("abcd")}, dict.fromkeys("abcd", 1.0))
+        with pytest.raises(RoundError, match=f"^round 9: {words}"):
+            await (await handout.begin(Orders(node, 0.01), [0, 1], here))
+
+    asyncio.run(main())
 
 
 def test_a_rank_has_its_time_for_all_orders_of_a_round_together(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -13,9 +14,13 @@ from federation.core import matrix as core_matrix
 from federation.core.columns import Kernel
 from federation.core.matrix import LocalMatrix, run_here
 from federation.core.weights import Layout, Weights
-from federation.node.matrix import DistributedMatrix
+from federation.errors import RoundError
+from federation.node.matrix import DistributedMatrix, take_part_in_columnwise, take_part_in_gram
+from federation.node.orders import Orders
+from federation.node.protocol import Collect, Columnwise, Combined, Gram, Outcome
 from federation.node.round import Plan
-from node_comm import memory
+from node_comm import Disconnected, memory
+from node_comm.node import Node
 from tests.node.worlds import Answers, Arrays, f32
 
 K = 7
@@ -172,9 +177,10 @@ def test_clients_that_trained_on_nothing_have_no_row():
     assert (names, counts, shape) == (NAMES[1:], COUNTS[1:], (K - 1, K - 1))
 
 
-def test_no_rank_ever_gets_all_rows(monkeypatch):
-    """What rank 0 receives: its slice of the columns, once, and the results; not K times P."""
-    monkeypatch.setattr("federation.node.matrix.BLOCK_BYTES", 64 << 10)
+@pytest.mark.parametrize("most", [16 << 10, 4 << 20])
+def test_no_rank_ever_gets_all_rows(monkeypatch, most):
+    """What rank 0 receives: its slice of the columns, once, and the results; not K times P, and no more than a block at a time."""
+    monkeypatch.setattr("federation.node.matrix.BLOCK_BYTES", most)
     received = []
 
     def counting(transport):
@@ -197,5 +203,66 @@ def test_no_rank_ever_gets_all_rows(monkeypatch):
 
     spread(3, program, transport_of=counting)
     nbytes = layout().nbytes
-    assert max(received) <= (64 << 10) * 4 / 4 + K * 64 * 8
+    assert max(received) <= min(most, K * nbytes / 4) + K * 64 * 8
     assert sum(received) <= K * nbytes / 4 * 1.2 + nbytes + K * 64 * 16
+
+
+def alone(**more):
+    """The matrix of one client on the server's own rank in round 4, whose server is nothing but what the matrix uses of it."""
+    host = SimpleNamespace(updates=SimpleNamespace(row=lambda client_id: (ROWS[0], {})), layout=layout(), weights=START)
+    node = Node(memory.world(1)[0], [])
+    server = SimpleNamespace(host=host, node=node, orders=Orders(node, 0.01), weights=START, ranks=[0], **more)
+    outcome = Outcome(NAMES[0], 3, 0.5, 3.0, False)
+    return DistributedMatrix(server, SimpleNamespace(outcomes=[outcome], ranks={NAMES[0]: 0}, plan=Plan(4, [])))
+
+
+@pytest.mark.parametrize(("verb", "what"), [
+    (lambda matrix: matrix.columnwise(Kernel("median"), Weights.zeros(layout())), "the columns of the updates"),
+    (lambda matrix: matrix.gram(), "the inner products of the updates")], ids=["columnwise", "gram"])
+def test_ranks_that_do_not_take_part_are_waited_for_so_long(verb, what):
+    async def main():
+        with pytest.raises(RoundError, match=rf"^round 4: {what} took longer than round_timeout=0\.01 s$"):
+            await asyncio.wait_for(verb(alone(tell=lambda order: asyncio.Event().wait())), 20)
+
+    asyncio.run(main())
+
+
+def test_the_reduction_of_a_combination_has_its_round_and_as_many_words_as_any_rank_needs():
+    asked = []
+
+    async def reduced(collect):
+        asked.append(collect)
+        return SimpleNamespace(mean_into=lambda out: None)
+
+    async def main():
+        matrix = alone(reduced=reduced)
+        matrix._server.host.updates.combine = lambda order: Combined(limbs=3)
+        await matrix.combine([0.5], Weights.zeros(layout()))
+
+    asyncio.run(main())
+    assert asked == [Collect(round=4, limbs=3)]
+
+
+@pytest.mark.parametrize("verb", ["alltoall", "gather", "reduce"])
+def test_the_end_of_the_world_ends_a_collective(monkeypatch, verb):
+    """A rank that has died comes to none, and over MPI nothing else would tell the others."""
+    async def main():
+        matrix, begun = alone(), asyncio.Event()
+        node, host = matrix._server.node, matrix._server.host
+
+        async def endless(*args, **kwargs):
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(node.transport, verb, endless)
+        clients = {"clients": matrix.client_ids, "ranks": [0]}
+        taking_part = asyncio.create_task(take_part_in_gram(node, host, Gram(**clients)) if verb == "reduce" else
+                                          take_part_in_columnwise(node, host, Columnwise(kernel=Kernel("median"), **clients)))
+        await begun.wait()
+        node.fail(Disconnected("rank 1 is lost"))
+        _, unfinished = await asyncio.wait([taking_part], timeout=10)
+        assert not unfinished
+        with pytest.raises(Disconnected, match="rank 1 is lost"):
+            await taking_part
+
+    asyncio.run(main())
