@@ -12,8 +12,9 @@ from torch import nn
 
 from federation.builtin import CNNModel, DefaultLearner, FedProxLearner, LinearModel, MLPModel, TorchModel
 from federation.builtin.models.lstm import LSTMModel
-from federation.builtin.steps.contract import Member
+from federation.builtin.steps.contract import Member, StepSettings
 from federation.builtin.steps.group_steps import Batches, TorchGroupSteps
+from federation.builtin.steps.torch_gradients import clipped_each
 from federation.core.learner import Context, Learner, Turn
 from federation.core.types import TrainResult
 from federation.core.weights import Weights
@@ -118,6 +119,23 @@ def test_the_same_bits_at_every_place_and_in_any_company(name, client_batch, set
             assert result.metrics["train_loss"] == pytest.approx(alone[index][1], rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.parametrize("size", [1e-5, 1.0, 1e5])
+def test_each_clients_gradients_are_clipped_as_torch_does(size):
+    """Also where they are so short that what keeps the division finite counts."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [size * torch.randn(3, *shape, generator=generator) for shape in ((4, 5), (5,), ())]
+    gradients[0][1] *= 1e-3
+    gradients[1][1], gradients[2][1] = 0, 0
+    found = clipped_each(gradients, 0.5 * size)
+    for client in range(3):
+        wanted = [torch.nn.Parameter(torch.zeros_like(gradient[client])) for gradient in gradients]
+        for parameter, gradient in zip(wanted, gradients, strict=True):
+            parameter.grad = gradient[client].clone()
+        nn.utils.clip_grad_norm_(wanted, 0.5 * size)
+        for parameter, clipped in zip(wanted, found, strict=True):
+            torch.testing.assert_close(clipped[client], parameter.grad, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", ["relu", "convolution"])
 def test_clients_that_start_from_weights_of_their_own(name):
     """As local parameters have it."""
@@ -131,6 +149,49 @@ def test_clients_that_start_from_weights_of_their_own(name):
     together = [result.weights.sha256() for result in trained(learner, turns)]
     assert together == [trained(learner, [turn])[0].weights.sha256() for turn in turns]
     assert len(set(together)) == 3
+
+
+class Masked(nn.Module):
+    """Looks at some of its features only, which a buffer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("mask", torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x * self.mask)
+
+
+@pytest.mark.parametrize("is_home", [True, False])
+@pytest.mark.parametrize("kind", ["buffer", "frozen"])
+def test_clients_whose_buffers_or_frozen_parameters_differ(monkeypatch, kind, is_home):
+    """As local parameters have it; each is trained with its own, against torch's loop, whoever it is trained beside."""
+    monkeypatch.setattr(TorchGroupSteps, "_is_home", lambda steps, device: is_home)
+    model = TorchModel(Masked(), (6,), 4) if kind == "buffer" else MLPModel(6, 4, (5,))
+    learner, data, starts = learner_of(model), make_data(20), [model.get_weights() for _ in range(4)]
+    if kind == "frozen":
+        trained(learner, turns_of([data], starts[0]))
+        model.module.hidden1.requires_grad_(False)
+    name = "mask" if kind == "buffer" else "hidden1.weight"
+    for start, factor in zip(starts, (0.5, 2.0, 0.5, 1.0), strict=True):
+        start[name][0] *= factor
+    turns = [Turn(data, Context(f"client_{index}", 1, 3), start) for index, start in enumerate(starts)]
+    results = trained(learner, turns)
+    for index, (start, result) in enumerate(zip(starts, results, strict=True)):
+        module = Masked() if kind == "buffer" else plain_mlp(dict(start.items()))
+        if kind == "buffer":
+            module.load_state_dict({key: torch.tensor(array) for key, array in start.items()})
+        else:
+            module[0].requires_grad_(False)
+        optimizer = torch.optim.SGD([each for each in module.parameters() if each.requires_grad], 0.1)
+        loss = plain_training(module, optimizer, data, batches(20, 1, 8, client=f"client_{index}", round=1, seed=3))
+        assert result.metrics["train_loss"] == pytest.approx(loss, rel=1e-5)
+        assert (result.weights[name] == start[name]).all()
+        wanted = module.layer.weight if kind == "buffer" else module[2].weight
+        found = result.weights["layer.weight" if kind == "buffer" else "output.weight"]
+        np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=1e-4, atol=1e-6)
+        assert result.weights.sha256() == trained(learner, [turns[index]])[0].weights.sha256()
 
 
 def test_a_group_is_filled_up_with_a_client_and_a_batch_with_samples_that_do_not_count():
@@ -201,6 +262,92 @@ def test_what_cannot_be_trained_so_is_refused_at_once(model, settings, words):
         DefaultLearner(model(), **{"client_batch": 8, **settings})
 
 
+@pytest.mark.parametrize("loss", ["auto", "mse"])
+def test_regression(loss):
+    """Against a loop in float64; what float targets mean is known of the first samples only."""
+    model, data = TorchModel(nn.Linear(6, 1), (6,), None), make_data(20, classes=None)
+    learner = learner_of(model, loss=loss)
+    start = learner.get_weights()
+    (result,) = trained(learner, turns_of([data], start))
+    x, w, total = np.column_stack([data.x, np.ones(20)]), np.append(start["weight"][0], start["bias"]).astype(np.float64), 0.0
+    for batch in batches(20, 1, 8, client="client_0", round=1, seed=3):
+        error = x[batch] @ w - data.y[batch]
+        total += error @ error
+        w = w - 0.1 * 2 * error @ x[batch] / len(batch)
+    np.testing.assert_allclose(np.append(result.weights["weight"][0], result.weights["bias"]), w, rtol=1e-4, atol=1e-6)
+    assert result.metrics["train_loss"] == pytest.approx(total / 20, rel=1e-5)
+
+
+class Doubling(nn.Module):
+    """Does something else in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x * 2 if self.training else x)
+
+
+@pytest.mark.parametrize("is_home", [True, False])
+def test_a_group_is_trained_in_training_mode(monkeypatch, is_home):
+    """Whether the rank has evaluated before or not."""
+    monkeypatch.setattr(TorchGroupSteps, "_is_home", lambda steps, device: is_home)
+    model, data = TorchModel(Doubling(), (6,), 4), make_data(20)
+    learner, twice = learner_of(model), ClientData(2 * data.x, data.y)
+    start = learner.get_weights()
+    plain = learner_of(TorchModel(nn.Sequential(nn.Linear(6, 4)), (6,), 4))
+    (wanted,) = trained(plain, turns_of([twice], Weights.of(dict(zip(plain.model.weights.names, start, strict=True)))))
+    for _ in range(2):
+        (result,) = trained(learner, turns_of([data], start))
+        for array, other in zip(result.weights, wanted.weights, strict=True):
+            np.testing.assert_allclose(array, other, rtol=1e-5, atol=1e-7)
+        learner.bind(ClientData(data.x, data.y, data.x, data.y), Context("client_0", 1, 3))
+        learner.evaluate()
+
+
+def test_outputs_that_do_not_fit_the_loss_are_what_is_wrong():
+    with pytest.raises(ConfigError, match=r"^learner_config: the loss cross_entropy"):
+        learner_of(sequential(nn.Linear(6, 1)))
+
+
+def test_a_model_that_was_refused_is_as_it_was():
+    """Its buffer too, which it has replaced when it was tried."""
+    digests = []
+    for is_tried in (False, True):
+        torch.manual_seed(0)
+        model = TorchModel(Counting(in_place=False), (6,), 4)
+        before = model.get_weights()
+        if is_tried:
+            with pytest.raises(ConfigError, match="changes calls in training"):
+                learner_of(model)
+        assert model.get_weights().sha256() == before.sha256()
+        learner = DefaultLearner(model, make_data(20), batch_size=8)
+        digests.append(learner.fit().weights.sha256())
+        assert model.weights["calls"] == 3
+    assert digests[0] == digests[1]
+
+
+class Targets:
+    """Data of a user's own, with a target for each output of the model."""
+
+    def __init__(self, data: ClientData) -> None:
+        self.x, self.y = data.x, np.eye(4, dtype=np.float32)[data.y]
+
+
+def test_other_settings_and_losses_leave_nothing_behind():
+    """One object's groups, one after the other, against those of a new one each."""
+    model, data = MLPModel(6, 4, (5,)), make_data(20)
+    used, orders = model.make_group_steps(2), [np.arange(8), np.arange(8, 16)]
+    plain, heavy, adam = StepSettings(), StepSettings(momentum=0.9, clip_norm=0.1), StepSettings("adam", 0.01)
+    for given, settings in ((data, heavy), (data, adam), (data, plain), (Targets(data), plain), (data, plain), (data, adam)):
+        found = []
+        for steps in (used, model.make_group_steps(2)):
+            ((index, loss),) = steps.train([Member(given, orders, START)], settings, 8)
+            found.append((index, loss, model.get_weights().sha256()))
+        assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(6, 5), nn.Sigmoid(), nn.Linear(5, 4)), Branching])
 def test_a_model_of_unknown_samples_is_refused_by_its_first_group(make):
     learner = learner_of(TorchModel(make()))
@@ -214,6 +361,10 @@ def test_the_cnn_is_not_refused():
     start = learner.get_weights()
     for result in trained(learner, turns_of([make_data(9, shape=(64,)), make_data(5, shape=(64,))], start)):
         assert result.weights.sha256() != start.sha256()
+
+
+def test_dropout_of_nothing_is_not_refused():
+    learner_of(sequential(nn.Linear(6, 4), nn.Dropout(0.0)))
 
 
 def test_no_other_learner_takes_it():

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from federation.builtin.steps.client_stack import ClientStack, stack_key, try_out
+from federation.builtin.steps.client_stack import ClientStack, stack_key, trainable, try_out
 from federation.builtin.steps.contract import Loss, Member, StepSettings
 from federation.builtin.steps.device import choose_device
 from federation.builtin.steps.device_copy import DeviceCopy
@@ -77,7 +77,23 @@ class TorchGroupSteps:
         if len(kinds) > 1:
             raise ConfigError(f"learner_config.loss: auto means {' and '.join(sorted(kinds))} here, by client; name one")
         kind = kinds.pop()
+        for indices in self._alike(members):
+            for place, loss in self._train_alike([members[index] for index in indices], kind, settings, batch_size):
+                yield indices[place], loss
+
+    def _alike(self, members: Sequence[Member]) -> list[list[int]]:
+        """Which members can be trained with one module: those who have its frozen parameters and buffers in common."""
+        trained = trainable(self._model.module)
+        found: dict[bytes, list[int]] = {}
+        for index, member in enumerate(members):
+            fixed = b"".join(array.tobytes() for name, array in member.start.items() if name not in trained)
+            found.setdefault(fixed, []).append(index)
+        return list(found.values())
+
+    def _train_alike(self, members: Sequence[Member], kind: Loss, settings: StepSettings,
+                     batch_size: int) -> Iterator[tuple[int, float]]:
         device = choose_device(settings.device, os.environ)
+        self._model.set_weights(members[0].start)  # whoever it had last may have other buffers
         module = self._module(device)
         module.train()
         batches = Batches(members, self._size, batch_size, self._dtype(), device)
