@@ -247,6 +247,19 @@ def test_the_loss_scale_keeps_small_gradients():
     assert scale.factor == 1024
 
 
+def test_the_loss_scale_counts_steps_in_a_row():
+    """One that is left out begins the count anew, and so does a factor that has been doubled."""
+    scale, good, bad = LossScale(8.0), [torch.tensor([1.0])], [torch.tensor([float("inf")])]
+    for _ in range(PATIENCE - 1):
+        scale.unscaled(good)
+    assert scale.unscaled(bad) is None
+    factors = []
+    for _ in range(2 * PATIENCE):
+        scale.unscaled(good)
+        factors.append(scale.factor)
+    assert factors == [4.0] * (PATIENCE - 1) + [8.0] * PATIENCE + [16.0]
+
+
 def test_the_loss_scale_does_not_hide_divergence():
     scale = LossScale(2.0)
     nan = torch.tensor([float("nan")])

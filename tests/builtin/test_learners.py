@@ -357,6 +357,17 @@ def test_sparse_gradients_are_clipped_and_corrected_as_others(learner, settings)
     assert np.allclose(found[0], found[1], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1.0}, {"momentum": 0.9, "keep_momentum": True}, {"optimizer": "adam"}])
+def test_a_model_that_is_frozen_altogether_stays(settings):
+    module = nn.Linear(6, 4).requires_grad_(False)
+    learner, data = DefaultLearner(TorchModel(module, (6,), 4), batch_size=8, **settings), make_data(20)
+    start = learner.get_weights()
+    wanted = nn.functional.cross_entropy(module(torch.tensor(data.x)), torch.tensor(data.y)).item()
+    weights, result = trained_here(learner, data)
+    assert weights.sha256() == start.sha256()
+    assert (result.num_samples, result.metrics["train_loss"]) == (20, pytest.approx(wanted))
+
+
 def test_one_clipped_step_has_the_length_that_was_asked_for():
     """In NumPy: client_lr times clip_norm, along the gradient; the whole gradient where that is shorter."""
     data = make_data(30, classes=None, shift=2.0)
