@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from federation.core.aggregator import count_of
+from federation.core.aggregator import Aggregator, MeanAggregator, RoundStats, count_of
 from federation.core.metrics import MetricSum
 from federation.core.updates import MAX_LIMBS, MAX_START
 from federation.errors import FederationError
@@ -29,16 +29,21 @@ logger = logging.getLogger(__name__)
 LONGEST_REASON = 10_000
 #: The most metrics that a client reports: each is recorded, and stands in the checkpoint by itself.
 MOST_METRICS = 10_000
+#: So much, at most, a client's metrics may scale its updates up (FedNova: its local steps, of which nobody takes so many).
+MOST_SCALE = 2.0**40
+#: What a rule may raise where it is given metrics that are missing, or none.
+ODD_METRICS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 R = TypeVar("R", bound=Message)
 Order = TypeVar("Order", bound=Message)
 
 
 class OpenOrders(Orders):
-    """See Orders. Those who have nothing to do get no order."""
+    """See Orders. Those who have nothing to do get no order. What they report must be something that `aggregator` can use."""
 
-    def __init__(self, node: Node, round_timeout: float | None) -> None:
+    def __init__(self, node: Node, round_timeout: float | None, aggregator: Aggregator | None = None) -> None:
         super().__init__(node, round_timeout)
+        self._aggregator = aggregator
         self.absent: dict[int, str] = {}  # those who were asked and did not answer, and why, until somebody clears it
 
     async def give(self, orders: Mapping[int, Order], reply: type[R], here: Callable[[Order], Awaitable[R]], round: int,
@@ -60,7 +65,7 @@ class OpenOrders(Orders):
         async def ask(rank: int, order: Message) -> None:
             try:
                 answer, _ = await self.node.request(rank, order, timeout=self.round_timeout)
-                reports[rank] = _checked(order, expect(answer, reply))
+                reports[rank] = _checked(order, expect(answer, reply), self._aggregator)
             except Timeout:
                 self.absent[rank] = f"it has not answered within round_timeout={self.round_timeout:g} s"
                 logger.warning("round %d: %s has not answered within round_timeout=%g s, and is left out of it", round,
@@ -85,7 +90,7 @@ class OpenOrders(Orders):
         return dict(sorted(reports.items()))
 
 
-def _checked(order: Message, report: R) -> R:
+def _checked(order: Message, report: R, aggregator: Aggregator | None) -> R:
     """`report`, if it answers `order`. Raises FederationError for clients that were not asked, absurd numbers, and an update that
     the client's own rank has refused."""
     if isinstance(order, Fit) and isinstance(report, FitReport):
@@ -108,6 +113,8 @@ def _checked(order: Message, report: R) -> R:
         for name in order.config.get("metrics", ()):  # those that the aggregator divides by, or weighs by
             if math.isnan(means.get(name, 0.0)):
                 raise FederationError(f"its metric {name} is no number")
+        if order.config.get("metrics") and isinstance(aggregator, MeanAggregator):
+            _check_divisor(order, report, means, aggregator)
     if isinstance(order, Evaluate) and isinstance(report, EvaluateReport):
         _check_metrics(report.shards, 0)  # the server's samples, of which it has been given none
         for metrics in (report.clients, report.personal):
@@ -115,6 +122,23 @@ def _checked(order: Message, report: R) -> R:
     if isinstance(report, FitReport | EvaluateReport) and not 0 <= report.seconds < math.inf:
         raise FederationError(f"it reports that it took {report.seconds} s")
     return report
+
+
+def _check_divisor(order: Fit, report: FitReport, means: Mapping[str, float], aggregator: MeanAggregator) -> None:
+    """Raise FederationError for metrics by which the sum would be divided by what it cannot be, had this rank alone reported: of
+    all that is reported together, nobody could tell whose fault it is."""
+    total = math.fsum(outcome.divisor for outcome in report.outcomes)
+    if not total:
+        return
+    given = ", ".join(f"{name}: {means.get(name)}" for name in order.config["metrics"])
+    counts = [outcome.num_samples for outcome in report.outcomes if outcome.num_samples]
+    try:
+        divisor = aggregator.divisor(total, RoundStats(order.round, order.cohort_size, len(counts), sum(counts), means))
+    except ODD_METRICS as error:
+        raise FederationError(f"its metrics ({given}) cannot be used: {error!r}") from error
+    if not total / MOST_SCALE <= divisor < MAX_START:
+        raise FederationError(f"its metrics ({given}) cannot be used: its updates, which count for {total:g}, would be divided by "
+                              f"{divisor:g}; {total / MOST_SCALE:.3g} to {MAX_START:.3g} are allowed")
 
 
 def _check_metrics(metrics: Mapping[str, Any], most: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from federation.core.weights import Weights
 from federation.errors import FederationError, RoundError, UpdateError
 from federation.node.compute import compute
 from federation.node.open_members import OpenMembers
-from federation.node.open_orders import OpenOrders
+from federation.node.open_orders import ODD_METRICS, OpenOrders
 from federation.node.orders import expect
 from federation.node.protocol import (
     Collect,
@@ -51,8 +51,6 @@ logger = logging.getLogger(__name__)
 SILENCE = 30.0
 #: What no number in a row of a client reaches: float32 goes no further, and no distance between rows overflows.
 LARGEST = 2.0**128
-#: What a rule to weigh by may raise where it is given metrics that are missing, or none.
-ODD_METRICS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class OpenServerNode(ServerNode):
@@ -183,7 +181,7 @@ class OpenServerNode(ServerNode):
     # -- how it is done ------------------------------------------------------------------------------------------
 
     def _orders_over(self, node: Node) -> OpenOrders:
-        return OpenOrders(node, self.round_timeout)
+        return OpenOrders(node, self.round_timeout, self.host.updates.aggregator)
 
     async def _bring(self, shares: Mapping[int, Sequence[str]]) -> None:
         """See ServerNode. Each rank by itself: one that does not take what it has kept costs no other its own."""
