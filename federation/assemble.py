@@ -113,7 +113,8 @@ class Parts:
         ours = (self.config.components.learner, *self.learner.implements)
         learners = {wanted: "used" if wanted in ours else "not used" for wanted in LEARNERS.values()}
         return ClientNode({"node_id": name}, transport=transport, host=host,
-                          setup={**remote_setup(self.config, self), **learners}, hosts=hosts)
+                          setup={**remote_setup(self.config, self), **learners}, hosts=hosts,
+                          patience=self.config.transport.patience)
 
     def make_trainer(self, server: ServerNode, recorder: Recorder) -> Trainer:
         """The trainer; of the services below, its constructor gets by name those that it asks for."""

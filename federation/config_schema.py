@@ -236,7 +236,8 @@ class TransportConfig(Section, frozen=True, kw_only=True):
                                               "the partition is called client_0, client_1, ...).")] = {}
     clients: Annotated[list[str] | None, Meta(description="On the server: the names that may come in. null: any.")] = None
     patience: Annotated[float | None, Meta(gt=0, description="On a client: how long it tries to reach a server that is not "
-                                           "there, in seconds. null: for ever.")] = 60.0
+                                           "there, or waits for one that does not answer when it comes, in seconds. null: for "
+                                           "ever.")] = 60.0
     resume_seconds: Annotated[float, Meta(ge=0, description="On the server: how long a client whose connection is cut may take to "
                                           "come back, and go on in the middle of a message. After that it is lost.")] = 10.0
     compression: Annotated[Literal["none", "zstd"], Meta(description="zstd: what this side sends over a network is made smaller, "

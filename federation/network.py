@@ -41,8 +41,8 @@ def run_server(config: Config, resume: str | None, quiet: bool, lead: Lead) -> A
 def run_client(config: Config, threads: int) -> RunResult:
     """Train for the server until the run is over, with `threads`; a connection that is lost is made anew.
 
-    Raises Refused where the server says no, Unavailable where it is not there for `transport.patience` seconds, Stopped after
-    a signal.
+    Raises Refused where the server says no, Unavailable where it is not there for `transport.patience` seconds, Timeout where
+    it answers nothing for so long when this client comes, Stopped after a signal.
     """
     async def take_part() -> None:
         parts = assemble(config)

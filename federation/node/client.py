@@ -55,7 +55,7 @@ from federation.node.protocol import (
     Welcome,
 )
 from federation.node.settings import NodeSettings
-from node_comm import CommError, Disconnected, Transport
+from node_comm import CommError, Disconnected, Timeout, Transport
 from node_comm.arrays import describe
 from node_comm.message import Failure
 from node_comm.node import Incoming, Lost, Node
@@ -78,7 +78,8 @@ class ClientNode:
 
     In a program of one's own: `bind` a learner (its `data` bound or not), `start`, `connect_and_register`. The engine
     gives a `transport` that is already connected and a `host` for clients of the shared partition, and calls `serve`;
-    over a network, `hosts` are the clients of the partition that this node alone has, with their samples.
+    over a network, `hosts` are the clients of the partition that this node alone has, with their samples, and `patience` the
+    seconds in which the server has to answer their introduction (None: no limit).
 
     `config`: `node_id` (the client's name), `transport: {mode: memory|mpi}`, `threads` (compute threads of this
     process, 1 unless given: other numbers may round differently).
@@ -86,7 +87,8 @@ class ClientNode:
 
     def __init__(self, config: Mapping[str, Any] | None = None, *, transport: Transport | None = None,
                  host: ClientHost | None = None, setup: Mapping[str, str] | None = None,
-                 round_timeout: float | None = None, hosts: Mapping[str, int] | None = None) -> None:
+                 round_timeout: float | None = None, hosts: Mapping[str, int] | None = None,
+                 patience: float | None = None) -> None:
         settings = NodeSettings.of(config, "client")
         self.node_id = settings.node_id
         self._mode = settings.mode
@@ -94,6 +96,7 @@ class ClientNode:
         self.host = host or ClientHost()
         self.round_timeout = round_timeout
         self._hosts = dict(hosts or {})
+        self._patience = patience
         self._setup = dict(setup or {})
         self._transport = transport
         self._node: Node | None = None
@@ -182,7 +185,13 @@ class ClientNode:
         await self._node.start()
         own = {name: _samples(learner) for name, learner in self.host.own.items()}
         records = [ClientRecord(name, samples) for name, samples in (own | self._hosts).items()]
-        answer, _ = await self._node.request(SERVER, Hello(node_id=self.node_id, clients=records, setup=self._setup))
+        hello = Hello(node_id=self.node_id, clients=records, setup=self._setup)
+        try:
+            answer, _ = await self._node.request(SERVER, hello, timeout=self._patience)
+        except Timeout:
+            raise Timeout(f"{server_id} has not answered the introduction of {self.node_id} within {self._patience:g} s: it "
+                          "hangs, loads its data for longer than that, or has gone; see its log, or set a longer "
+                          "transport.patience") from None
         expect(answer, Welcome)
         logger.debug("%s is registered at %s", self.node_id, server_id)
 

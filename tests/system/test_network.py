@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -18,6 +19,7 @@ from cryptography import x509
 
 from federation.certs import Authority, make
 from federation.certs import main as certificates
+from node_comm.grpc_server import Door, GrpcServer
 from tests.mpi_helper import kill_tree
 from tests.node_comm.test_star import free_port
 from tests.system.conftest import ENVIRONMENT, Finished, command
@@ -154,6 +156,22 @@ def test_a_server_that_does_not_come_back(network):
     del net.processes["server"]
     assert net.finish(40) == {"0": 1}
     assert "within 2 s" in net.log("0")
+
+
+def test_a_server_that_answers_nothing(network):
+    """S-LIFE-08: one that takes the connection, and what the client says: it gives up after its patience, with 1 and a line."""
+    net = network(SETTINGS)
+
+    async def serve() -> None:
+        server = await GrpcServer.open(Door(address=net.address))
+        net.start("0", more=("transport.patience=2",))
+        assert await asyncio.to_thread(net.finish, 40) == {"0": 1}
+        await server.close()
+
+    asyncio.run(serve())
+    said = net.log("0")
+    assert said.startswith("Timeout: server has not answered the introduction of client_0 within 2 s: ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("who", ["0", "server"])
