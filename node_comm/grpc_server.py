@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 import secrets
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 REPLACE_AFTER = 12.0
 #: How long streams may take to end when the server closes (seconds).
 GRACE = 2.0
+#: Of so many clients that have gone the names are kept, for what is still to be said about them.
+NAMES_KEPT = 1000
 
 
 class Door(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +87,7 @@ class GrpcServer(Star):
         self.size = 1
         self._door = door
         self._names: dict[int, str] = {}
+        self._gone: deque[int] = deque()  # the ranks that have gone whose names are kept, oldest first
         self._guests: dict[int, _Guest] = {}  # by rank
         self._server: grpc.aio.Server | None = None
 
@@ -113,7 +117,7 @@ class GrpcServer(Star):
 
     def name(self, rank: int) -> str:
         """The name under which `rank` has come."""
-        return self._names[rank]
+        return self._names.get(rank) or super().name(rank)
 
     def drop(self, rank: int, reason: str) -> None:
         """See Star. The client is told the reason, behind what was sent to it before."""
@@ -207,7 +211,10 @@ class GrpcServer(Star):
     def _end(self, guest: _Guest, reason: str) -> None:
         if guest.expiry is not None:
             guest.expiry.cancel()
-        self._guests.pop(guest.link.peer, None)
+        if self._guests.pop(guest.link.peer, None) is not None:
+            self._gone.append(guest.link.peer)
+            while len(self._gone) > NAMES_KEPT:
+                del self._names[self._gone.popleft()]
         self._lost(guest.link.peer, reason)
 
     def _known(self, name: str, session: str) -> _Guest | None:
@@ -229,12 +236,12 @@ class GrpcServer(Star):
             async for frame in frames:
                 await self._arrived(link, frame)
         except CommError as error:
-            logger.warning("%s (rank %d) breaks the protocol: %s", self._names[link.peer], link.peer, error)
+            logger.warning("%s (rank %d) breaks the protocol: %s", self.name(link.peer), link.peer, error)
             return f"protocol: {error}"
         except grpc.RpcError as error:
-            logger.debug("%s (rank %d): %s", self._names[link.peer], link.peer, error)
+            logger.debug("%s (rank %d): %s", self.name(link.peer), link.peer, error)
         except Exception as error:  # where the client came back, it would send the same again
-            logger.exception("%s (rank %d): what it sends cannot be taken", self._names[link.peer], link.peer)
+            logger.exception("%s (rank %d): what it sends cannot be taken", self.name(link.peer), link.peer)
             return f"the server cannot go on: {error!r}"
         return ""
 

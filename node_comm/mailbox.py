@@ -65,13 +65,21 @@ class Mailbox(Generic[Item]):
         """Remove the items for which `unwanted(source, item)` holds."""
         for number in [number for number, entry in self._items.items() if unwanted(*entry)]:
             source, _ = self._items.pop(number)
-            self._by_source[source].remove(number)
+            self._taken(source, number)
 
     def leave(self, source: int) -> None:
         """`source` sends no more: who waits for it, or for anything when all peers have left, gets Disconnected."""
         self._open.discard(source)
         self._left.add(source)
         self.settle()
+
+    def forget(self, source: int) -> None:
+        """Nobody asks for `source`, which has left, any more: whoever did would wait as for one that has yet to appear."""
+        self._left.discard(source)
+
+    def holds(self, source: int) -> bool:
+        """Whether something of `source` is there to be taken."""
+        return source in self._by_source
 
     def settle(self) -> None:
         """Release the receivers to whom nothing can come any more."""
@@ -106,12 +114,18 @@ class Mailbox(Generic[Item]):
         if source is None:
             return next(iter(self._items), None)
         numbers = self._by_source.get(source)
-        return numbers[0] if numbers else None
+        return None if numbers is None else numbers[0]
 
     def _remove(self, number: int) -> tuple[int, Item]:
         source, item = self._items.pop(number)
-        self._by_source[source].popleft()  # the oldest of all is also the oldest of its source
+        self._taken(source, number)
         return source, item
+
+    def _taken(self, source: int, number: int) -> None:
+        numbers = self._by_source[source]
+        numbers.remove(number)  # mostly the first: the oldest of all is also the oldest of its source
+        if not numbers:  # it may never send again
+            del self._by_source[source]
 
     def _put_back(self, source: int, item: Item) -> None:
         """Return an item whose receiver was cancelled to the head of the queue."""

@@ -273,6 +273,7 @@ class Node:
         for pending in self._pending.values():
             if pending.dest == rank and not pending.future.done():
                 pending.future.set_exception(Disconnected(f"rank {rank} is lost: {reason}"))
+        self.last_heard.pop(rank, None)
         self._inbox.put_nowait(Incoming(rank, Lost(reason=reason), None, 0))
 
     def _take(self, received: Received) -> None:

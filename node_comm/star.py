@@ -76,6 +76,8 @@ class Star(Transport):
     async def recv(self, source: int | None = None, into: Into = None) -> Received:
         """See Transport. Arrays are written where `sink` says, when they arrive; `into` is not asked."""
         self._check_alive()
+        if source is not None and 0 <= source < self.size and source != self.rank and not self._mailbox.holds(source):
+            self._link(source)  # raises for one that has gone
         _, received = await self._mailbox.take(source)
         link = self._links.get(received.source)
         if link is not None:
@@ -129,6 +131,7 @@ class Star(Transport):
         if link is not None:
             link.end(reason)
             self._mailbox.leave(rank)
+            self._mailbox.forget(rank)  # as it comes back under another rank, and others come for ever
             if self.on_lost is not None:
                 self.on_lost(rank, reason)
 

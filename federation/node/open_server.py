@@ -254,6 +254,7 @@ class OpenServerNode(ServerNode):
         was_here = rank in self.members
         super()._gone(rank, reason)
         forgotten = self.states.lose(rank)
+        self._late.pop(rank, None)
         if was_here:
             logger.info("%s (rank %d) is gone: %s", self.star.name(rank), rank, reason or "it has left")
         if forgotten:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -1018,6 +1019,45 @@ def test_who_introduces_itself_again_and_again_and_reads_nothing(caplog):
             assert (run.trainer.weights[0] == MEAN).all()
             assert "x (rank 1) is let go: it introduces itself twice" in caplog.text
             await node.stop()
+
+    play(test)
+
+
+def tables(value: Any, path: str, seen: set[int]) -> dict[str, int]:
+    """How many entries there are in each container of an object of this project, and in those of what it holds."""
+    found: dict[str, int] = {}
+    if id(value) not in seen and type(value).__module__.split(".")[0] in ("federation", "node_comm"):
+        seen.add(id(value))
+        for name, held in getattr(value, "__dict__", {}).items():
+            if isinstance(held, (dict, set, list, deque)):
+                found[f"{path}.{name}"] = len(held)
+            found |= tables(held, f"{path}.{name}", seen)
+    return found
+
+
+def test_clients_that_have_gone_leave_nothing_behind(monkeypatch):
+    """S-LIFE-07: clients come and go for as long as a server runs; of the last of them, the names are kept for its log."""
+    monkeypatch.setattr("node_comm.grpc_server.NAMES_KEPT", 2)
+
+    async def test() -> None:
+        async with Run() as run:
+            before = tables(run.server, "server", set())
+            for number in range(12):
+                puppet = Puppet(f"p{number % 3}")
+                with contextlib.suppress(RemoteFailure, Disconnected):
+                    await puppet.join(run.address, nothing, [ClientRecord("other", 1)] if number % 3 else None)
+                    if number % 2:
+                        await puppet.node.send(0, Leave())
+                await puppet.node.stop()
+            while run.server.star.ranks or 12 in run.server.members:
+                await asyncio.sleep(0.01)
+            await run.join("a")  # where the server hears of it, it has heard of all that came before
+            after = tables(run.server, "server", set())
+            grown = {path: count for path, count in after.items() if count > before[path] + 1}
+            assert grown == {"server._transport._names": 3, "server._transport._gone": 2}
+            assert [run.server.star.name(rank) for rank in (10, 11, 12, 13)] == ["rank 10", "p1", "p2", "a"]
+            with pytest.raises(Disconnected, match="rank 12 is not there"):
+                await run.server.star.recv(12)
 
     play(test)
 
