@@ -21,7 +21,7 @@ class TrainResult:
     `weights` are the client's weights after training, shaped like the model's. They may be a live view of the
     learner's model (`Weights.borrowed`): who keeps them beyond the learner's next use copies them.
     `num_samples` is the number of samples trained on, the client's weight in the average.
-    `metrics` are means over those samples.
+    `metrics` are means over those samples: numbers (integers of 64 bits at most), or text, None and lists, which no mean takes in.
     `shared` are the client's values of the arrays that the aggregator shares beside the model (see
     `Aggregator.shared`), None where it shares none.
     `state` is what the client keeps for the next time that it trains, as named arrays (see `Learner.client_state`); it

@@ -6,6 +6,7 @@ Plain synchronous code: it runs on the process's computing thread and knows noth
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import threading
 import time
 import traceback
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from federation.core.aggregator import Aggregator
@@ -189,7 +191,7 @@ class ClientHost:
             learner.set_weights(self._start_model())
             for shard in order.shards:
                 learner.bind(data.shard(order.part, shard), Context("server", order.round, self._seed))
-                result = _checked(learner.evaluate({"round": order.round}), EvalResult)
+                result = _checked(learner.evaluate({"round": order.round}), EvalResult, is_summed=True)
                 shards.add(result.metrics, result.num_samples)
         for client_id in order.clients:
             if self.stopping.is_set():
@@ -208,11 +210,11 @@ class ClientHost:
         start, round = self._start_model(), order.round
         with self._turn(client_id, round, order.part) as learner:
             learner.set_weights(start)
-            result = _checked(learner.evaluate({"round": round}), EvalResult)
+            result = _checked(learner.evaluate({"round": round}), EvalResult, is_summed=True)
             own = self._personal_start(client_id) if self._local else learner.personal_weights(start)
             if own is not None:
                 learner.set_weights(own)
-                mine = _checked(learner.evaluate({"round": round}), EvalResult)
+                mine = _checked(learner.evaluate({"round": round}), EvalResult, is_summed=True)
                 personal.add(mine.metrics, mine.num_samples)
         clients.add(result.metrics, result.num_samples)
 
@@ -263,8 +265,11 @@ class ClientHost:
             with self.spans.span("fit", ", ".join(names)):
                 for index, result in self.learner.fit_many(list(turns.values()), {**order.config, "round": order.round}):
                     client_id = names[index]
-                    checked = result if isinstance(result, BaseException) else _checked(result, TrainResult)
                     left.remove(client_id)
+                    try:
+                        checked = result if isinstance(result, BaseException) else _checked(result, TrainResult)
+                    except TypeError as error:  # not those that are trained together with it
+                        checked = error
                     yield client_id, checked
         except FAULTS as error:
             yield from ((client_id, error) for client_id in names if client_id in left)
@@ -361,17 +366,31 @@ class ClientHost:
         return self.weights
 
 
-def _checked(result: Any, wanted: type[Any]) -> Any:
+def _checked(result: Any, wanted: type[Any], is_summed: bool = False) -> Any:
+    """`result`, with plain numbers. Its metrics, by text, must be such as messages carry, in every mode and whether they are sent
+    or not; unless they are only summed, which leaves out what is no number. Raises TypeError, which is the client's."""
     if not isinstance(result, wanted):
         raise TypeError(f"the learner returned {type(result).__name__}; wanted {wanted.__name__}")
     given = {field.name: getattr(result, field.name) for field in dataclasses.fields(wanted)}
     metrics = {key: _plain(value) for key, value in result.metrics.items()}
+    if not is_summed:
+        metrics = dict(_carried(str(name), value) for name, value in metrics.items())
     return wanted(**given | {"num_samples": _plain(result.num_samples), "metrics": metrics})
 
 
 def _plain(value: Any) -> Any:
     """NumPy's scalars, arrays and tensors as Python's numbers and lists of them, which messages between ranks carry."""
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _carried(name: str, value: Any) -> tuple[str, Any]:
+    """A metric as it arrives on another rank."""
+    try:
+        name, value = msgspec.msgpack.decode(msgspec.msgpack.encode((name, value)))
+    except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
+        raise TypeError(f"the learner reports {reprlib.repr(value)} as its metric {name!r}: a metric is a number (an integer from "
+                        f"-2**63 to 2**64 - 1; give a larger one as a float), text, None, or a list of these ({error})") from error
+    return name, value
 
 
 def _problem(client_id: str, kind: Any, error: BaseException) -> Problem:

@@ -111,8 +111,10 @@ def test_the_seconds_of_a_group_are_shared_out():
     ({1: "nan", 2: (ValueError("no"),)}, DataManager, {"client_1": "diverged", "client_2": "failed"}),
     ({}, Broken, {"client_4": "failed"}),
     ({4: RuntimeError("a bug")}, DataManager, {"client_3": "failed", "client_4": "failed"}),
+    ({1: (TrainResult([f32(1, 1), f32(1)], 1, {"odd": 2**64}),), 2: (3,)}, DataManager,
+     dict.fromkeys(["client_1", "client_2"], "failed")),
     ({"result": 3}, DataManager, dict.fromkeys((f"client_{index}" for index in range(CLIENTS)), "failed")),
-], ids=["raised", "diverged", "no data", "the learner itself", "no result"])
+], ids=["raised", "diverged", "no data", "the learner itself", "no good", "no result"])
 def test_who_fails_is_left_out_alone(answers, manager, kinds):
     """Where `fit_many` itself raises, those that it has not given by then are lost, and the next group is not."""
     report = fit(host_of(Groups(answers), manager))

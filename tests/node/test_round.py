@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from federation import ClientUpdate, TrainResult
 from federation.builtin import DefaultTrainer, FedAdamAggregator, FedAvgAggregator, FedAvgMAggregator
@@ -213,6 +214,53 @@ def test_a_client_whose_code_raises_is_left_out(fault):
     assert fit_and_mean({"w": f32(0, 0)}, answers)["w"].tolist() == [2, 2]
     updates = fit_and_rows({"w": f32(0, 0)}, answers)
     assert [update.client_id for update in updates] == ["a", "b"]
+
+
+@pytest.mark.parametrize("metric", [2**64, -(2**63) - 1, [1, 2**70], object(), "\ud800"],
+                         ids=["large", "small", "in a list", "an object", "half a letter"])
+@pytest.mark.parametrize("needs", ["mean", "rows", "matrix"])
+def test_a_metric_that_no_message_carries(metric, needs):
+    """Its client fails, with what a metric may be: where rows were fetched from another rank, the run ended. So it does where
+    the client is trained by this one, and where nothing but a sum travels."""
+    class Reports(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return TrainResult(result.weights, result.num_samples, {"odd": metric} if self.context.client_id == "b" else {})
+
+    async def program(server):
+        await server.broadcast_weights(Weights.of({"w": f32(0)}))
+        fitted = await server.fit(Plan(1, server.get_connected_clients(), needs=needs))
+        [problem] = fitted.problems
+        assert (problem.client_id, problem.kind) == ("b", "failed")
+        assert "as its metric 'odd': a metric is a number (an integer from -2**63 to 2**64 - 1; " in problem.reason
+        if needs == "rows":
+            assert [update.client_id for update in await server.updates(fitted)] == ["a"]
+        with pytest.raises(ClientError, match="a metric is a number"):
+            await server.collect_results(server.get_connected_clients(), "fit")
+
+    in_world({"w": f32(0)}, {"a": constant([f32(1)]), "b": constant([f32(2)])}, program, learner=Reports)
+
+
+def test_metrics_are_the_same_on_every_rank():
+    """As text, Python's numbers, and lists: what a rule gets of the server's own rank is what it gets of another."""
+    class Reports(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return TrainResult(result.weights, result.num_samples, {
+                "a": np.float32(0.5), "b": np.arange(2), 3: torch.tensor(1.5), "d": (1, None), "e": "x", "f": 2**64 - 1, "g": True})
+
+    async def program(server):
+        server.host.own["b"] = Reports(Arrays({"w": f32(0)}), constant([f32(2)]))
+        await server.broadcast_weights(Weights.of({"w": f32(0)}))
+        fitted = await server.fit(Plan(1, server.get_connected_clients(), needs="rows"))
+        [update] = await server.updates(fitted)
+        server.host.fit(structs.replace(fitted.plan.order(packed=False), clients=["b"]))
+        return [update.metrics, server.host.updates.row("b")[1]]
+
+    found = in_world({"w": f32(0)}, {"a": constant([f32(1)])}, program, learner=Reports)
+    wanted = {"a": 0.5, "b": [0, 1], "3": 1.5, "d": [1, None], "e": "x", "f": 2**64 - 1, "g": True}
+    assert found == [wanted, wanted]
+    assert repr(found[0]) == repr(wanted)
 
 
 def test_no_samples_at_all():

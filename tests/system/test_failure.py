@@ -46,6 +46,14 @@ def test_a_client_that_raises_contributes_nothing(launch, world):
     assert "Traceback" in run.stderr
 
 
+def test_a_metric_that_is_none(launch, world):
+    """S-TRACK-05: an integer that no message carries is the failure of its client in every mode, and ends no run."""
+    median = "components.aggregator=federated.aggregator.median"
+    run = launch(settings=[*faulty("metric", client="client_1", round=2), median], **world)
+    assert [row["clients_failed"] for row in run.rows] == [0, 1, 0]
+    assert "18446744073709551616 as its metric 'size': a metric is a number" in run.rows[1]["failures"]["client_1"]
+
+
 @pytest.mark.parametrize("fault", ["nan", "inf"])
 def test_a_diverged_client_is_dropped(launch, world, fault):
     """S-AGG-10: named with parameter and round, counted, and the global model stays finite."""
