@@ -253,7 +253,7 @@ class ClientNode:
                 await node.reply(incoming, Sum(), host.updates.sum.limbs[word])
             case FetchUpdate(client_id=client_id):
                 buffer, metrics = host.updates.of(client_id)
-                await node.reply(incoming, Update(metrics=plain(metrics)), buffer)
+                await node.reply(incoming, Update(metrics=dict(metrics)), buffer)
             case Columnwise() as order:
                 await take_part_in_columnwise(node, host, order)
             case Gram() as order:
@@ -321,8 +321,7 @@ class ClientNode:
         layout = self.host.model_layout
         start, out = Weights(layout, incoming.buffer), Weights.zeros(layout)
         report = await compute(self.host.train, order, start, out)
-        reply = msgspec.structs.replace(report, metrics=plain(report.metrics))
-        await self._node.reply(incoming, reply, None if report.problem or report.refused else out.buffer)
+        await self._node.reply(incoming, report, None if report.problem or report.refused else out.buffer)
 
     async def _call(self, incoming: Incoming, client_id: str, method: str, config: Mapping[str, Any],
                     round: int) -> None:
@@ -334,7 +333,7 @@ class ClientNode:
             await self._node.reply(incoming, Result(problem=problem))
             return
         buffer = result.weights.buffer if isinstance(result, TrainResult) else None  # type: ignore[union-attr]
-        reply = Result(num_samples=int(result.num_samples), metrics=plain(result.metrics),
+        reply = Result(num_samples=int(result.num_samples), metrics=dict(result.metrics),
                        keeps=client_id in self.host.states)
         await self._node.reply(incoming, reply, buffer)
 
@@ -350,11 +349,6 @@ async def _own_end(seconds: float | None, spent: float = 0.0) -> AsyncIterator[N
             raise  # one of a learner's own, as where its data are asked for over a network
         logger.error("this rank has not done what it was asked to within round_timeout=%g s, and ends itself", seconds)
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics by text, as messages carry them."""
-    return {str(key): value for key, value in metrics.items()}
 
 
 def _samples(learner: Learner) -> int:
