@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 
 #: What code of a user's own may raise. A sys.exit in it, as in a script, is no end of the run.
@@ -69,3 +70,13 @@ class RoundError(FederationError):
 
 class TooFewClients(RoundError):
     """Not enough clients have come in time. Another attempt would only wait once more."""
+
+
+def left(leaving: SystemExit) -> FederationError:
+    """What a sys.exit is in code that a run calls, such as an aggregator: not the end of the run, with a status that may be 0, but
+    an error that says where it was."""
+    where = "a component"
+    for frame in traceback.extract_tb(leaving.__traceback__)[-1:]:
+        where = f"{frame.name} ({frame.filename}, line {frame.lineno})"
+    return FederationError(f"{where} ends the program by sys.exit({leaving.code!r}), and the run is not over: raise an exception "
+                           "that says what is wrong")

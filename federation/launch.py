@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from federation.builtin.table import COMPONENTS
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
-from federation.errors import ConfigError, DataError, FederationError
+from federation.errors import ConfigError, DataError, FederationError, left
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
@@ -69,6 +69,13 @@ def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
 
 def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool = True) -> Any:
     """`run` in a mode that is known to fit the world that this process is in."""
+    try:
+        return _run_in(mode, config, resume, quiet)
+    except SystemExit as leaving:  # of a component: else a program that calls this, or the command, would end with its status
+        raise left(leaving) from leaving
+
+
+def _run_in(mode: str, config: Config, resume: str | None, quiet: bool) -> Any:
     match mode:
         case "serial":
             return _run_serial(config, resume, quiet)
@@ -183,9 +190,12 @@ async def _follow(config: Config, transport: Transport) -> Any:
     from federation.assemble import assemble
     from federation.session import RunResult
 
-    parts = assemble(config)
-    apply_threads(int(os.environ[THREADS]))
-    await parts.make_client(transport).serve()
+    try:
+        parts = assemble(config)
+        apply_threads(int(os.environ[THREADS]))
+        await parts.make_client(transport).serve()
+    except SystemExit as leaving:  # which would be taken for a process that has died
+        raise left(leaving) from leaving
     return RunResult(mode=config.mode, world_size=transport.size)
 
 
@@ -205,6 +215,8 @@ def report(error: BaseException, rank: int = 0) -> int:
     who = f"rank {rank}: " if rank else ""
     if isinstance(error, KeyboardInterrupt):
         error = _interrupted(error)
+    if isinstance(error, SystemExit):
+        error = left(error)
     match error:
         case ConfigError():
             for problem in error.problems:
@@ -213,8 +225,6 @@ def report(error: BaseException, rank: int = 0) -> int:
         case Stopped():
             print(f"{who}{error}", file=sys.stderr)
             status = STOPPED if error.checkpoint or error.is_client else FAILED
-        case SystemExit(code=int() as code):
-            status = code
         case KeyboardInterrupt():
             print(f"{who}stopped by {error.args[0] if error.args else signal.SIGINT.name}", file=sys.stderr)
             status = FAILED

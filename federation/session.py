@@ -17,7 +17,7 @@ from federation.assemble import Parts, versions
 from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
-from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients
+from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients, left
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
 from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
@@ -240,7 +240,7 @@ class Session:
             await self._run_until(stop, survival, recorder)
 
     async def _run_until(self, stop: asyncio.Future[signal.Signals], survival: Survival, recorder: Recorder) -> None:
-        running = asyncio.ensure_future(survival.run())
+        running = asyncio.ensure_future(_to_its_end(survival))
         try:
             waiting: set[asyncio.Future[Any]] = {running, stop}
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -290,6 +290,14 @@ def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.S
                 continue
             loop.remove_signal_handler(received)
             signal.signal(received, former[received] or signal.SIG_DFL)
+
+
+async def _to_its_end(survival: Survival) -> None:
+    """Run the trainer. A sys.exit in it, or in the aggregator, would end the loop, with what is told to other ranks."""
+    try:
+        await survival.run()
+    except SystemExit as leaving:
+        raise left(leaving) from leaving
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from federation.errors import left
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -21,9 +23,15 @@ def _thread() -> ThreadPoolExecutor:
 
 
 async def compute(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Run `function` on the process's computing thread and wait for it without blocking the event loop."""
+    """Run `function` on the process's computing thread and wait for it without blocking the event loop.
+
+    A sys.exit in it is a FederationError: it would end the loop of whoever awaits this.
+    """
     call = functools.partial(function, *args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_thread(), call)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_thread(), call)
+    except SystemExit as leaving:
+        raise left(leaving) from leaving
 
 
 async def at_once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from federation import EvalResult, Learner, TrainResult, register
+from federation.core.aggregator import MeanAggregator
 
 
 @register("test.learner.faulty")
@@ -66,3 +67,24 @@ class Faulty(Learner):
         if self.fault == "evaluate" and self._due():
             raise ValueError("deliberate fault of the evaluation")
         return EvalResult(len(self.data.y_test), {"accuracy": float(np.mean(self.get_weights()[0]))})
+
+
+@register("test.aggregator.leaving")
+class Leaving(MeanAggregator):
+    """The mean; ends the program where it is told to, as a script does."""
+
+    def __init__(self, where: str = "", text: str = "") -> None:
+        self.where, self.text = where, text
+        self._leave("construction")
+
+    def _leave(self, place: str) -> None:
+        if place == self.where:
+            sys.exit(self.text or None)
+
+    def weigh(self, update, start):
+        self._leave("weigh")
+        return super().weigh(update, start)
+
+    def step(self, start, mean, stats):
+        if stats.round == 2:
+            self._leave("step")

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 import federation
+from federation.core.aggregator import Aggregator
 from federation.errors import FederationError
 from federation.infra.recorder import Recorder
 from federation.infra.tracker import NoTracker
@@ -114,6 +115,37 @@ def test_an_evaluation_that_raises_ends_the_run(launch, world):
     run = launch(settings=faulty("evaluate", round=3), status=None, **world)
     assert 1 <= run.status <= 125
     assert run.stderr.count("deliberate fault of the evaluation") >= 1
+
+
+@pytest.mark.parametrize(("where", "text", "rounds"), [("step", "", 1), ("weigh", "no use", 0), ("construction", "", 0)])
+def test_an_aggregator_that_ends_the_program(launch, world, where, text, rounds):
+    """S-LIFE-01, S-LIFE-02: a sys.exit() was status 0 with rounds left to do; in a world of ranks, a traceback of asyncio."""
+    run = launch(settings=[*faulty("none"), "components.aggregator=test.aggregator.leaving", f"aggregator_config.where={where}",
+                           f"aggregator_config.text='{text}'"], status=1, **world)
+    assert "_leave (" in run.stderr
+    assert f") ends the program by sys.exit({text or None!r}), and the run is not over: " in run.stderr
+    assert "CancelledError" not in run.stderr
+    assert not (run.folder / "summary.json").exists()
+    rows = run.folder / "metrics.jsonl"
+    assert rounds == (len(run.rows) if rows.exists() else 0)
+    assert run.seconds < 30
+
+
+class Quits(Aggregator):
+    """Ends the program as soon as it is made."""
+
+    def __init__(self) -> None:
+        sys.exit(0)
+
+    def aggregate(self, updates, global_model=None):
+        raise AssertionError("it was never made")
+
+
+def test_a_program_goes_on_where_an_aggregator_would_end_it(tmp_path):
+    config = {"mode": "serial", "num_clients": 2, "output_dir": str(tmp_path / "run"),
+              "components": {"model": "model.numpy.linear", "aggregator": f"{__name__}:Quits"}}
+    with pytest.raises(FederationError, match=r"ends the program by sys.exit\(0\)"):
+        federation.run(config)
 
 
 @pytest.mark.parametrize("world", WORLDS[1:], ids=NAMES[1:])
