@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -83,11 +84,16 @@ class TorchGroupSteps:
 
     def _alike(self, members: Sequence[Member]) -> list[list[int]]:
         """Which members can be trained with one module: those who have its frozen parameters and buffers in common."""
+        if all(member.start is members[0].start for member in members):  # nobody has local parameters
+            return [list(range(len(members)))]
         trained = trainable(self._model.module)
         found: dict[bytes, list[int]] = {}
         for index, member in enumerate(members):
-            fixed = b"".join(array.tobytes() for name, array in member.start.items() if name not in trained)
-            found.setdefault(fixed, []).append(index)
+            fixed = hashlib.sha256()
+            for name, array in member.start.items():
+                if name not in trained:
+                    fixed.update(array.reshape(-1).view(np.uint8).data)
+            found.setdefault(fixed.digest(), []).append(index)
         return list(found.values())
 
     def _train_alike(self, members: Sequence[Member], kind: Loss, settings: StepSettings,
