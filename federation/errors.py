@@ -72,7 +72,7 @@ class TooFewClients(RoundError):
     """Not enough clients have come in time. Another attempt would only wait once more."""
 
 
-def left(leaving: SystemExit) -> FederationError:
+def exit_error(leaving: SystemExit) -> FederationError:
     """What a sys.exit is in code that a run calls, such as an aggregator: not the end of the run, with a status that may be 0, but
     an error that says where it was."""
     where = "a component"

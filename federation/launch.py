@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from federation.builtin.table import COMPONENTS
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
-from federation.errors import ConfigError, DataError, FederationError, left
+from federation.errors import ConfigError, DataError, FederationError, exit_error
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
@@ -72,7 +72,7 @@ def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool 
     try:
         return _run_in(mode, config, resume, quiet)
     except SystemExit as leaving:  # of a component: else a program that calls this, or the command, would end with its status
-        raise left(leaving) from leaving
+        raise exit_error(leaving) from leaving
 
 
 def _run_in(mode: str, config: Config, resume: str | None, quiet: bool) -> Any:
@@ -195,7 +195,7 @@ async def _follow(config: Config, transport: Transport) -> Any:
         apply_threads(int(os.environ[THREADS]))
         await parts.make_client(transport).serve()
     except SystemExit as leaving:  # which would be taken for a process that has died
-        raise left(leaving) from leaving
+        raise exit_error(leaving) from leaving
     return RunResult(mode=config.mode, world_size=transport.size)
 
 
@@ -216,7 +216,7 @@ def report(error: BaseException, rank: int = 0) -> int:
     if isinstance(error, KeyboardInterrupt):
         error = _interrupted(error)
     if isinstance(error, SystemExit):
-        error = left(error)
+        error = exit_error(error)
     match error:
         case ConfigError():
             for problem in error.problems:

@@ -17,7 +17,7 @@ from federation.assemble import Parts, versions
 from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
-from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients, left
+from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients, exit_error
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
 from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
@@ -297,7 +297,7 @@ async def _to_its_end(survival: Survival) -> None:
     try:
         await survival.run()
     except SystemExit as leaving:
-        raise left(leaving) from leaving
+        raise exit_error(leaving) from leaving
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

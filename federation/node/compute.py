@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from federation.errors import left
+from federation.errors import exit_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,7 @@ async def compute(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
     try:
         return await asyncio.get_running_loop().run_in_executor(_thread(), call)
     except SystemExit as leaving:
-        raise left(leaving) from leaving
+        raise exit_error(leaving) from leaving
 
 
 async def at_once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
