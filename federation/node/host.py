@@ -395,4 +395,5 @@ def _carried(name: str, value: Any) -> tuple[str, Any]:
 
 def _problem(client_id: str, kind: Any, error: BaseException) -> Problem:
     details = "".join(traceback.format_exception(error)) if kind == "failed" else str(error)
-    return Problem(client_id, kind, f"{type(error).__name__}: {error}", details)
+    parameter = error.parameter if isinstance(error, Diverged) else ""
+    return Problem(client_id, kind, f"{type(error).__name__}: {error}", details, parameter)

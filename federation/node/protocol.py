@@ -107,12 +107,13 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Problem(msgspec.Struct, frozen=True, array_like=True):
-    """A client that has not: its code raised, or its update is not finite."""
+    """A client that has not: its code raised, or its update is not finite, in `parameter`."""
 
     client_id: str
     kind: Literal["failed", "diverged"]
     reason: str
     details: str
+    parameter: str = ""
 
 
 class FitReport(Message, frozen=True):

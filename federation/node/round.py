@@ -149,7 +149,7 @@ def check_problems(fitted: Fitted, min_clients: int, on_divergence: Literal["dro
         logger.warning("round %d: %s %s and contributes nothing: %s", fitted.plan.round, problem.client_id, problem.kind,
                        problem.details)
         if problem.kind == "diverged" and on_divergence == "raise":
-            raise Diverged(problem.client_id, problem.reason)
+            raise Diverged(problem.client_id, problem.parameter)
     if len(fitted.outcomes) < min_clients:
         late = f". Late: {', '.join(fitted.late)}" if fitted.late else ""
         raise RoundError(f"round {fitted.plan.round}: {len(fitted.outcomes)} of {len(fitted.plan.cohort)} clients "

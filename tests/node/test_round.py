@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import nullcontext
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -15,10 +17,14 @@ import torch
 from msgspec import structs
 
 from federation import ClientUpdate, TrainResult
-from federation.builtin import DefaultTrainer, FedAdamAggregator, FedAvgAggregator, FedAvgMAggregator
+from federation.builtin import DefaultTrainer, FedAdamAggregator, FedAvgAggregator, FedAvgMAggregator, KrumAggregator
+from federation.core.aggregator import MeanAggregator, RoundStats
+from federation.core.metrics import MetricSum
 from federation.core.weights import Layout, Weights
 from federation.errors import ClientError, Diverged, RoundError, UpdateError
-from federation.node.round import Plan, check_problems
+from federation.node.protocol import FitReport, Outcome, Problem
+from federation.node.proxy import ClientProxy
+from federation.node.round import MOST_RATIO, Fitted, Plan, check_problems
 from node_comm.memory import MemoryTransport
 from tests.node.worlds import Answers, Arrays, constant, f32, in_world, names
 
@@ -200,11 +206,61 @@ def test_divergence_can_be_an_error_and_all_diverged_is_one(caplog):
         return await server.fit(Plan(4, server.get_connected_clients()))
 
     fitted = in_world({"w": f32(0)}, {"a": constant([f32(np.nan)])}, program)
-    with pytest.raises(Diverged):
+    with pytest.raises(Diverged, match=r"^the update of a holds NaN or infinity in 'w'$"):
         check_problems(fitted, 1, "raise")
     with pytest.raises(RoundError, match="min_clients=1"):
         check_problems(fitted, 1, "drop")
     assert all(word in caplog.text for word in ("'w'", "round 4", "a diverged"))
+
+
+class Halved(MeanAggregator):
+    """A mean of twice as many as there are, which is the new model."""
+
+    def divisor(self, total, stats):
+        assert (stats.round, stats.num_updates, stats.num_samples, stats.metrics) == (1, 2, 4, {"loss": 2.5, "train_size": 2.5})
+        return 2 * total
+
+    def step(self, start, mean, stats):
+        pass
+
+
+def test_a_rule_says_what_a_trainer_divides_by_and_metrics_are_of_training():
+    rows = []
+
+    class Told(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return replace(result, metrics={**result.metrics, "train_size": result.num_samples})
+
+    async def program(server):
+        trainer = DefaultTrainer(server, Arrays({"w": f32(0)}), Halved(), {"max_rounds": 1, "min_clients": 1, "evaluate": "none"})
+        trainer.recorder.record = rows.append
+        await trainer.run()
+        return trainer.weights["w"].tolist()
+
+    assert in_world({"w": f32(0)}, {"a": constant([f32(4)], 1), "b": constant([f32(8)], 3)}, program, learner=Told) == [3.5]
+    assert {key: rows[0][key] for key in rows[0] if "train" in key} == {"train_loss": 2.5, "train_size": 2.5}
+
+
+def test_a_rule_that_has_too_few_updates_is_told_of_the_round():
+    async def program(server):
+        await DefaultTrainer(server, Arrays({"w": f32(0)}), KrumAggregator(), {"max_rounds": 1, "min_clients": 1}).run()
+
+    answers = {"a": constant([f32(1)], 0)} | {name: constant([f32(1)]) for name in "bcde"}
+    with pytest.raises(RoundError, match=r"^round 1: KrumAggregator .* needs n >= 2f \+ 3 = 5 updates, and there are 4"):
+        in_world({"w": f32(0)}, answers, program)
+
+
+@pytest.mark.parametrize(("settings", "error"), [
+    ({"on_divergence": "raise"}, Diverged), ({"config": {"min_clients": 2}}, RoundError), ({}, None)])
+def test_a_trainer_minds_its_settings_about_clients_that_contribute_nothing(settings, error):
+    async def program(server):
+        config = {"max_rounds": 1, "min_clients": 1, "evaluate": "none"} | settings.get("config", {})
+        more = {key: value for key, value in settings.items() if key != "config"}
+        await DefaultTrainer(server, Arrays({"w": f32(0)}), FedAvgAggregator(), config, **more).run()
+
+    with pytest.raises(error) if error else nullcontext():
+        in_world({"w": f32(0)}, {"a": constant([f32(1)]), "b": constant([f32(np.nan)])}, program)
 
 
 @pytest.mark.parametrize("fault", [KeyError("lost"), SystemExit(0)])
@@ -481,3 +537,54 @@ def test_two_clients_of_one_name_are_refused():
             await client.stop()
 
     memory.run(main, 3)
+
+
+@pytest.mark.parametrize(("samples", "weighting", "total"), [
+    ([10, 30, 0], "samples", 40), ([10, 30, 0], "uniform", 3), ([0, 0], "samples", 1), ([], "uniform", 1),
+    ([10, 2**40, 0], "samples", 10 * MOST_RATIO), ([10, 10 * MOST_RATIO - 10], "samples", 10 * MOST_RATIO)])
+def test_what_a_cohort_is_expected_to_count_for(samples, weighting, total):
+    """Who claims to have more than all others together could matter beside does not set the scale for them."""
+    cohort = [ClientProxy(name, count) for name, count in zip("abc", samples, strict=False)]
+    assert Plan(1, cohort, weighting=weighting).total_samples == total
+
+
+def reports():
+    """Of two ranks: client b, of the first one's share, has been trained by the second; d has diverged there, and e is late."""
+    def report(outcomes, problems, limbs, **more):
+        metrics = MetricSum()
+        for outcome in outcomes:
+            metrics.add({"loss": float(outcome.num_samples)}, outcome.num_samples)
+        return FitReport(outcomes=outcomes, problems=problems, metrics=metrics.to_dict(), limbs=limbs, seconds=0.5 * limbs, **more)
+
+    return {2: report([Outcome("c", 0, 1.0, 0.0, False), Outcome("b", 3, 1.0, 3.0, False)],
+                      [Problem("f", "failed", "why", "how"), Problem("d", "diverged", "NaN", "in w", "w")], 3),
+            1: report([Outcome("a", 1, 1.0, 1.0, False)], [], 1)}
+
+
+def test_what_came_of_a_plan_is_in_the_order_of_the_cohort():
+    plan = Plan(7, [ClientProxy(name, 1) for name in "abcdef"])
+    fitted = Fitted.of(plan, {1: ["a", "b"], 2: ["c", "d", "e", "f"]}, reports())
+    assert [outcome.client_id for outcome in fitted.outcomes] == ["a", "b", "c"]
+    assert [problem.client_id for problem in fitted.problems] == ["d", "f"]
+    assert fitted.ranks == {"a": 1, "b": 2, "c": 2, "d": 2, "e": 2, "f": 2}
+    assert (fitted.limbs, fitted.seconds) == (3, {2: 1.5, 1: 0.5})
+    assert (fitted.contributing, fitted.late, fitted.num_samples) == (["a", "b"], ["e"], 4)
+    assert fitted.stats(9) == RoundStats(7, 9, 2, 4, {"loss": 2.5})
+    assert fitted.stats(5).num_clients == 6, "who has left since was one of the run's"
+    check_problems(fitted, 3, "drop")
+    with pytest.raises(RoundError, match=r"^round 7: 3 of 6 clients succeeded; min_clients=4. Failed: d, f. Late: e$"):
+        check_problems(fitted, 4, "drop")
+    with pytest.raises(Diverged, match=r"^the update of d holds NaN or infinity in 'w'$"):
+        check_problems(fitted, 1, "raise")
+
+
+def test_a_client_that_fails_is_no_divergence():
+    plan = Plan(7, [ClientProxy(name, 1) for name in "abcf"])
+    check_problems(Fitted.of(plan, {1: ["a", "b"], 2: ["c", "f"]}, reports()), 1, "raise")
+
+
+def test_an_update_that_was_refused_is_named_with_the_round():
+    refused = reports()
+    refused[1] = structs.replace(refused[1], refused="a: does not fit")
+    with pytest.raises(UpdateError, match=r"^round 7: a: does not fit$"):
+        Fitted.of(Plan(7, []), {}, refused)

@@ -158,7 +158,7 @@ class AsyncTrainer(Trainer):
         if report.problem is not None:
             logger.warning("%s %s and contributes nothing: %s", name, report.problem.kind, report.problem.details)
             if report.problem.kind == "diverged" and self.on_divergence == "raise":
-                raise Diverged(name, report.problem.reason)
+                raise Diverged(name, report.problem.parameter)
             since.failures[name] = f"{report.problem.kind}: {report.problem.reason}"
         if report.problem is not None or not report.num_samples:
             since.in_a_row += 1
