@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from federation.builtin import DefaultTrainer, FedAvgAggregator
+from federation.core.aggregator import MeanAggregator
 from federation.core.types import EvalResult
 from federation.errors import RoundError
 from federation.infra import checkpoint
 from federation.infra.checkpoint import Checkpoints
+from federation.infra.logger import round_number
 from federation.infra.recorder import Recorder
 from federation.infra.walltime import MARGIN, RESERVE, OutOfTime, WallTime
 from federation.node.compute import compute
@@ -150,16 +152,41 @@ def test_rounds_without_an_evaluation_are_recorded_before_the_next_is_trained_or
     assert rows == list(range(1, ROUNDS + 1))
 
 
+@pytest.mark.parametrize("evaluate", ["none", "server"])
+def test_every_round_is_recorded_once(evaluate):
+    """Alone, where nobody is to be kept busy meanwhile, as well; and not again by a run that finds nothing left to do."""
+    recorder = Kept()
+
+    async def program(server):
+        trainer = await trained(server, recorder, MODEL, evaluate=evaluate)
+        await trainer.run()
+
+    in_diaries(0, program)
+    assert [row["round"] for row in recorder.rows] == list(range(1, ROUNDS + 1))
+
+
 def test_orders_to_train_go_out_before_a_round_without_an_evaluation_is_recorded():
-    """Writing a record blocks the server, and nobody else is to wait for that."""
+    """Writing a record blocks the server, and nobody else is to wait for that, however long it takes to send them."""
     watched, orders = Watched(3, ROUNDS), []
+
+    def slowly(transport):
+        transport = watched.wrap(transport)
+        send = transport.send
+
+        async def slow(*args):
+            for _ in range(20):
+                await asyncio.sleep(0)
+            await send(*args)
+
+        transport.send = slow
+        return transport
 
     class Rows(Recorder):
         def record(self, row):
             orders.append(len(watched.seen))
 
     in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(3)},
-             lambda server: trained(server, Rows(), evaluate="none"), wrap=watched.wrap)
+             lambda server: trained(server, Rows(), evaluate="none"), wrap=slowly)
     assert orders == [3 * min(number + 1, ROUNDS) for number in range(1, ROUNDS + 1)]
 
 
@@ -200,6 +227,22 @@ def test_rows_and_checkpoints_are_those_of_their_rounds(ranks, hosts):
                           for index in range(CLIENTS)}
 
 
+@pytest.mark.parametrize(("ranks", "every", "is_known"), [(0, False, True), (2, False, False), (2, True, True)])
+def test_a_trainer_can_go_on_from_its_last_commit_where_it_knows_what_clients_keep(ranks, every, is_known):
+    """All of it lives here, or has been fetched for a checkpoint; else the last checkpoint has to stand."""
+    async def program(server):
+        trainer = await trained(server, Kept(every), MODEL)
+        snapshot = trainer.snapshot()
+        assert (snapshot is not None, trainer.recover()) == (is_known, is_known)
+        if is_known:
+            turns = {name: state["turns"] for name, state in plain(snapshot.clients).items()}
+            assert turns == dict.fromkeys(names(CLIENTS), ROUNDS)
+            assert server.states.homes == dict.fromkeys(names(CLIENTS), 0)
+            assert plain(server.states.whole()) == plain(snapshot.clients)
+
+    in_diaries(ranks, program)
+
+
 @pytest.mark.parametrize("ranks", [0, 2])
 def test_an_error_in_training_leaves_the_round_before_recorded_and_saved(ranks):
     """Too few clients succeed in round 3, whose training overlaps with the evaluation of round 2."""
@@ -237,11 +280,74 @@ def test_an_error_in_an_evaluation_comes_before_what_follows():
     recorder = Kept()
 
     async def program(server):
+        before = asyncio.all_tasks()
         with pytest.raises(ValueError, match="deliberate: evaluation"):
             await trained(server, recorder, MODEL, evaluate="server")
+        assert asyncio.all_tasks() <= before, "the round after is given up"
 
     in_diaries(0, program, learner=Fails)
     assert [row["round"] for row in recorder.rows] == [1]
+
+
+def test_a_round_that_cannot_be_planned_leaves_the_round_before_recorded_and_saved():
+    """It is concluded while the next one begins, and waits for orders that never go out."""
+    class Fails(DefaultTrainer):  # type: ignore[misc,unused-ignore]
+        def plan(self, number):
+            if number == 3:
+                raise RoundError("round 3: deliberate")
+            return super().plan(number)
+
+    recorder = Kept()
+
+    async def program(server):
+        trainer = Fails(server, Arrays(MODEL), FedAvgAggregator(), {"max_rounds": ROUNDS, "evaluate": "server"}, recorder=recorder)
+        with pytest.raises(RoundError, match="round 3: deliberate"):
+            await asyncio.wait_for(trainer.run(), 20)
+
+    in_diaries(0, program)
+    assert [row["round"] for row in recorder.rows] == [number for number, *_ in recorder.saved] == [1, 2]
+
+
+def test_what_is_logged_of_a_round_has_its_number():
+    """Of two that are under way at once, each has its own."""
+    found: list[tuple[str, int, int | None]] = []
+
+    class Mean(MeanAggregator):
+        def step(self, start, mean, stats):
+            found.append(("step", stats.round, round_number.get()))
+
+    class Rows(Recorder):
+        def record(self, row):
+            found.append(("record", row["round"], round_number.get()))
+
+    async def program(server):
+        trainer = DefaultTrainer(server, Arrays({"w": f32(0)}), Mean(), {"max_rounds": ROUNDS, "min_clients": 1}, recorder=Rows())
+        plan = trainer.plan
+        trainer.plan = lambda number: found.append(("plan", number, round_number.get())) or plan(number)
+        await trainer.run()
+
+    in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(2)}, program)
+    assert sorted(found) == sorted((what, number, number) for what in ("plan", "step", "record") for number in range(1, ROUNDS + 1))
+
+
+def test_a_run_is_over_when_its_last_weights_have_arrived_and_are_the_models(monkeypatch):
+    monkeypatch.setattr(MemoryTransport, "direct_bytes", 0)
+    broadcast, arrived = MemoryTransport.broadcast, []
+
+    async def slow(self, *args, **kwargs):
+        await broadcast(self, *args, **kwargs)
+        if self.rank == 0:
+            await asyncio.sleep(0.02)  # the buffer is borrowed for as long
+            arrived.append(1)
+
+    monkeypatch.setattr(MemoryTransport, "broadcast", slow)
+
+    async def program(server):
+        trainer = await trained(server, evaluate="none")
+        assert len(arrived) == 1 + ROUNDS
+        assert trainer.model.get_weights()["w"].tolist() == trainer.weights["w"].tolist() == [1.0]
+
+    in_world({"w": f32(0)}, {name: constant([f32(1)]) for name in names(2)}, program)
 
 
 class Clock:
@@ -277,7 +383,8 @@ def test_a_job_that_runs_out_of_time(tmp_path, ranks, left, rounds):
 
     in_diaries(ranks, program, learner=Slow)
     assert [row["round"] for row in recorder.rows] == list(range(1, rounds + 1))
-    assert recorder.saved[-1][0] == rounds
+    # Ranks that train are asked for nothing, so that round 1 is saved meanwhile only where all that clients keep is here.
+    assert [number for number, *_ in recorder.saved] == ([1, 2] if (ranks, rounds) == (0, 2) else [rounds])
     assert {state["round"] for state in recorder.saved[-1][2].values()} == {rounds}
 
 
@@ -316,12 +423,38 @@ def test_the_server_of_a_small_model_leaves_its_event_loop_for_nothing(monkeypat
     assert trainer.weights["w"].tolist() == [1.0]
 
 
+def test_bytes_are_those_that_updates_take():
+    """As they are packed, with nothing of what stays with the clients; one of five has failed."""
+    class Fails(Diary):
+        def fit(self, config=None):
+            if self.context.client_id == "client_3":
+                raise ValueError("deliberate")
+            return super().fit(config)
+
+    rows = {}
+    for codec in ("none", "bfloat16"):
+        recorder = Kept()
+        in_diaries(1, lambda server, recorder=recorder, codec=codec: trained(
+            server, recorder, MODEL, max_rounds=1, local_parameters=["he*"], compression={"codec": codec}),
+            learner=Fails, local_parameters=["he*"])
+        [rows[codec]] = recorder.rows
+    assert [(row["bytes_down"], row["bytes_up"]) for row in rows.values()] == [(5 * 3 * 4, 4 * 3 * 4), (5 * 3 * 4, 4 * 2 * 2)]
+
+
 def test_phases_keep_their_names():
     recorder = Kept()
     in_diaries(2, lambda server: trained(server, recorder, MODEL))
     first, *others = [row["seconds"] for row in recorder.rows]
     assert set(first) == {"fit", "reduce", "step", "broadcast", "evaluate", "fit_max", "fit_mean"}
     assert all(set(seconds) == {*first, "checkpoint"} for seconds in others)
+
+
+def test_seconds_of_training_are_those_of_ranks_that_train():
+    """One of two, in each round: the longest and the mean are its own."""
+    recorder = Kept()
+    in_diaries(2, lambda server: trained(server, recorder, MODEL, cohort_size=1))
+    seconds = [row["seconds"] for row in recorder.rows]
+    assert [each["fit_max"] for each in seconds] == [each["fit_mean"] for each in seconds]
 
 
 def test_the_time_for_an_order_begins_when_the_weights_have_arrived():
