@@ -229,6 +229,11 @@ def test_a_fraction_of_those_who_are_left_may_be_too_few(more: dict[str, Any]) -
     assert len(draw([1] * 20, fraction=0.1, min_clients=2, **more).clients) == 2
 
 
+def test_all_who_are_left_may_be_too_few() -> None:
+    with pytest.raises(RoundError, match=r"round 1: 2 of 2 clients have samples, and min_clients is 3"):
+        draw([1, 1], min_clients=3)
+
+
 # -- the real clock ---------------------------------------------------------------------------------------------------
 
 class Clock:

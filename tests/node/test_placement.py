@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from federation.errors import FederationError
 from federation.node import proxy
 from federation.node.placement import Costs, Placement, place
+from federation.node.protocol import FitReport, Outcome
 from federation.node.proxy import ClientProxy, ClientTable, natural
 
 costs_of = st.dictionaries(st.integers(0, 30).map(lambda index: f"client_{index}"), st.floats(0.01, 100), max_size=9)
@@ -69,6 +70,31 @@ def test_costs_follow_measurement():
     assert costs.of("b", 20) == 4.0
     costs.observe("a", 10, 4.0)
     assert costs.of("a", 10) == 3.0
+
+
+def test_who_is_not_known_costs_what_samples_have_cost_so_far():
+    costs = Costs()
+    costs.observe("a", 10, 2.0)
+    costs.observe("b", 30, 2.0)
+    assert costs.of("c", 20) == 2.0
+
+
+def test_the_worst_placement_is_one_when_it_is_asked_for():
+    clients = [ClientProxy(name, count) for name, count in (("a", 3), ("b", 2), ("c", 9))]
+    assert Placement("last_rank").shares(clients, [1, 2], {}) == {1: [], 2: ["b", "a", "c"]}
+
+
+@pytest.mark.parametrize(("seconds", "is_doubtful"), [(1.05, False), (1.15, True)])
+def test_a_round_is_compared_with_what_was_known_before_it(seconds, is_doubtful):
+    """By the time that clients took: what a rank does beside them is no surprise."""
+    placement = Placement()
+    for first in (1.0, seconds):
+        placement.observe({rank: FitReport(outcomes=[Outcome(name, 4, taken, 4.0, False)], problems=[], metrics={}, limbs=1,
+                                           seconds=90.0 * rank)
+                           for rank, (name, taken) in enumerate({"a": first, "b": 1.0}.items())})
+    assert placement.is_doubtful == is_doubtful
+    assert placement.costs.of("a", 4) == (1 + seconds) / 2
+    assert placement.costs.of("c", 8) == pytest.approx((3 + seconds) / 2)
 
 
 def test_names_in_natural_order():
