@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -86,3 +88,18 @@ def test_rows_are_copied_and_checked(rows):
         LocalMatrix([ClientUpdate("client-0", rows[0], 1)], weights(0))
     with pytest.raises(UpdateError, match="client-5"):
         LocalMatrix([ClientUpdate("client-5", [np.ones(3)], 1)], weights(0))
+
+
+def test_what_waits_for_something_is_not_run_here():
+    ended = []
+
+    async def waits():
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended.append(True)
+
+    work = waits()
+    with pytest.raises(RuntimeError, match="await it in an event loop"):
+        run_here(work)
+    assert ended == [True], "it is over, and not left half done"
