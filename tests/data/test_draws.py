@@ -112,7 +112,7 @@ def test_every_permutation_is_equally_likely() -> None:
     assert stats.chisquare(list(seen.values())).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 1000])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 1000, draws._KEYS, draws._KEYS + 1, 3 * draws._KEYS - 1])
 def test_shuffled_is_a_permutation(count: int) -> None:
     order = draws.shuffled(philox(9), count)
     assert order.dtype == np.int64
@@ -130,6 +130,17 @@ def test_shuffled_by_groups_items_in_random_order() -> None:
         assert groups == [{3, 4}, set(), {0, 1, 5}, set(), {2}]
         orders.add(tuple(order))
     assert len(orders) == 12  # 2! x 3!, all of them met
+
+
+@pytest.mark.parametrize("count", [7, 2 * draws._KEYS + 5])
+def test_groups_that_are_not_asked_for_are_empty_and_the_others_as_ever(count: int) -> None:
+    group, only = np.random.default_rng(0).integers(0, 4, count), np.array([True, False, True, False])
+    everything, ends = draws.shuffled_by(philox(5), group, 4)
+    order, offsets = draws.shuffled_by(philox(5), group, 4, only=only)
+    sizes = np.bincount(group, minlength=4)
+    assert np.diff(offsets).tolist() == [sizes[0], 0, sizes[2], 0]
+    for wanted in (0, 2):
+        np.testing.assert_array_equal(order[offsets[wanted]:offsets[wanted + 1]], everything[ends[wanted]:ends[wanted + 1]])
 
 
 def test_more_groups_than_keys_can_tell_apart_are_refused() -> None:

@@ -314,7 +314,7 @@ def test_the_digest_covers_order_and_offsets() -> None:
 @pytest.mark.parametrize(("order", "offsets"), [
     (np.arange(3), np.array([0, 2])), (np.arange(3), np.array([1, 3])), (np.arange(3), np.array([0, 2, 1, 3])),
     (np.arange(3), np.array([3])), (np.arange(3.0), np.array([0, 3])), (np.arange(3, dtype=np.int32), np.array([0, 3])),
-    ([0, 1, 2], np.array([0, 3])),
+    ([0, 1, 2], np.array([0, 3])), (np.arange(0), np.array([0])),
 ])
 def test_arrays_that_are_no_partition_are_refused(order: Any, offsets: Any) -> None:
     with pytest.raises(DataError, match="of a partition must"):
@@ -332,6 +332,15 @@ def test_a_clients_samples_are_a_read_only_view() -> None:
     assert np.shares_memory(partition.client(1), partition.order)
     with pytest.raises(ValueError, match="read-only"):
         partition.client(1)[0] = 3
+
+
+def test_what_a_partition_is_made_of_stays_the_callers() -> None:
+    order, offsets = np.arange(3), np.array([0, 1, 3])
+    partition = Partition(order, offsets)
+    assert not partition.order.flags.writeable
+    assert not partition.offsets.flags.writeable
+    assert order.flags.writeable
+    assert offsets.flags.writeable
 
 
 def test_summary_states_sizes_and_label_entropy() -> None:

@@ -154,6 +154,13 @@ def test_cohorts_stay_what_they_are(name: str, expected: list[list[int]]) -> Non
     assert [SAMPLERS[name](11, round, sizes, 5).tolist() for round in (1, 2, 1000)] == expected
 
 
+def test_weighted_cohorts_stay_what_they_are_where_one_client_has_most() -> None:
+    """Its repeats leave places that are filled by key, among those with samples who are left."""
+    sizes = np.array([0, 1, 2, 0, 10**6, 3, 0, 4, 5])
+    assert [weighted(11, round, sizes, 4).tolist() for round in range(1, 7)] == [
+        [2, 4, 5, 8], [4, 5, 7, 8], [2, 4, 5, 8], [2, 4, 5, 7], [4, 5, 7, 8], [1, 2, 4, 7]]
+
+
 def test_the_two_ways_to_draw_change_where_they_did() -> None:
     """A quarter of the clients is still drawn one by one."""
     assert [draw_cohort(11, round, 8, 2).tolist() for round in (1, 2, 3)] == [[0, 4], [1, 7], [3, 4]]
