@@ -278,6 +278,24 @@ def test_regression(loss):
     assert result.metrics["train_loss"] == pytest.approx(total / 20, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(6,), None])
+def test_a_model_of_float64_is_trained_in_float64(shape):
+    """Whether it is tried on zeros or on the first samples."""
+    model, data = TorchModel(nn.Sequential(nn.Linear(6, 4)).double(), shape, 4), make_data(20)
+    learner = learner_of(model)
+    start = learner.get_weights()
+    (result,) = trained(learner, turns_of([data], start))
+    weight, bias = (torch.tensor(array, requires_grad=True) for array in start)
+    optimizer = torch.optim.SGD([weight, bias], 0.1)
+    for batch in batches(20, 1, 8, client="client_0", round=1, seed=3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(torch.tensor(data.x[batch]).double() @ weight.T + bias, torch.tensor(data.y[batch])).backward()
+        optimizer.step()
+    for array, wanted in zip(result.weights, (weight, bias), strict=True):
+        assert array.dtype == np.float64
+        np.testing.assert_allclose(array, wanted.detach().numpy(), rtol=1e-12, atol=1e-14)
+
+
 class Doubling(nn.Module):
     """Does something else in training."""
 
