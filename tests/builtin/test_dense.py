@@ -168,6 +168,20 @@ def test_other_networks_are_left_to_autograd(make):
     assert DenseSteps.find(module, list(module.parameters()), "cross_entropy") is None
 
 
+def test_parameters_that_are_frozen_between_rounds_stay():
+    """And are trained again when they are no longer frozen, with the bits of a model that never was."""
+    model = MLPModel(6, 4, (5,))
+    learner = DefaultLearner(model, make_data(20), batch_size=8)
+    start, found = learner.get_weights(), []
+    for requires_grad in (True, False, True):
+        model.module.hidden1.requires_grad_(requires_grad)
+        learner.set_weights(start)
+        found.append(learner.fit().weights.copy())
+    assert found[0].sha256() == found[2].sha256() != found[1].sha256()
+    for name, array in found[1].items():
+        assert (array == start[name]).all() == name.startswith("hidden1")
+
+
 def test_frozen_parameters_are_left_to_autograd():
     module = network(6, 5, 4)
     module[0].weight.requires_grad_(False)

@@ -223,6 +223,70 @@ def test_evaluation_uses_evaluation_samples_alone():
     assert learner.evaluate({}).num_samples == 0
 
 
+def test_a_module_that_works_in_place_leaves_the_samples_alone():
+    """Evaluated, trained, and tried on one sample, which BatchNorm calls for."""
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
+    given, test = make_data(20), make_data(10, seed=1)
+    data = ClientData(given.x.copy(), given.y, test.x.copy(), test.y, 4)
+    learner = DefaultLearner(TorchModel(module, (6,), 4), data, batch_size=8)
+    learner.evaluate()
+    learner.fit({"metrics": ["start_loss"]})
+    np.testing.assert_array_equal(data.x, given.x)
+    np.testing.assert_array_equal(data.x_test, test.x)
+
+
+class Noisy(nn.Module):
+    """Draws in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x + torch.randn(x.shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_few_digits_is_measured_in_float32(dtype):
+    torch.manual_seed(0)
+    module, data = nn.Linear(6, 4).to(dtype), make_data(20)
+    learner = DefaultLearner(TorchModel(module, (6,), 4), ClientData(data.x, data.y, data.x, data.y, 4))
+    scores = module(torch.tensor(data.x).to(dtype)).detach().double()
+    wanted = nn.functional.cross_entropy(scores, torch.tensor(data.y)).item()
+    assert learner.evaluate().metrics["loss"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_is_drawn_in_evaluation_follows_from_the_client_and_disturbs_nothing():
+    data, seen = make_data(20), []
+    learner = DefaultLearner(TorchModel(Noisy(), (6,), 4))
+    for client, round, state in (("a", 1, 5), ("a", 1, 6), ("b", 1, 5), ("a", 2, 5)):
+        learner.bind(ClientData(data.x, data.y, data.x, data.y), Context(client, round, 3))
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        seen.append(learner.evaluate().metrics["loss"])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert seen[0] == seen[1]
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("model", [LinearModel(6, 4), TorchModel(nn.Sequential(nn.Linear(6, 4)), (6,), 4)])
+def test_momentum_that_is_not_given_begins_at_zero(model):
+    start, found, (name, other) = model.get_weights(), [], model.weights.names
+    given = {name: np.ones_like(model.weights[name])}
+    for momentum in (given, {**given, other: np.zeros_like(model.weights[other])}, {}):
+        model.set_weights(start)
+        with model.make_steps().training(make_data(8), StepSettings(momentum=0.9), 0, momentum=momentum) as session:
+            session.step(np.arange(8))
+            kept = session.momentum()
+        np.testing.assert_allclose(start[name] - model.weights[name], 0.1 * kept[name], rtol=1e-4, atol=1e-6)
+        found.append({key: array.copy() for key, array in kept.items()})
+    np.testing.assert_array_equal(given[name], 1)
+    np.testing.assert_allclose(found[0][name] - found[2][name], 0.9, rtol=1e-5)
+    for key in (name, other):
+        np.testing.assert_array_equal(found[0][key], found[1][key])
+    np.testing.assert_array_equal(found[0][other], found[2][other])
+
+
 def test_the_linear_model_equals_torch():
     """Softmax regression by NumPy against the same steps of torch."""
     data = make_data(40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,7 @@ def test_a_number_counts_for_every_channel() -> None:
     one = Transforms(SHAPE, mean=0.5, std=2).evaluate(BYTES.copy(), None)
     each = Transforms(SHAPE, mean=[0.5, 0.5], std=[2, 2]).evaluate(BYTES.copy(), None)
     np.testing.assert_array_equal(one, each)
+    np.testing.assert_array_equal(one, Transforms(SHAPE, mean=[0.5], std=[2]).evaluate(BYTES.copy(), None))
 
 
 @pytest.mark.parametrize("crop", [1, 3, 5])
@@ -92,6 +95,14 @@ def test_noise_grows_with_the_client_and_stays_from_round_to_round() -> None:
     np.testing.assert_array_equal(transforms.evaluate(x.copy(), None), x), "the server's samples have no noise"
 
 
+@pytest.mark.parametrize(("settings", "wanted"), [
+    ({"std": 0.5}, [4.0, 8.0]), ({"mean": -1.0}, [3.0, 5.0]), ({"std": [0.5, 1.0]}, [4.0, 4.0]), ({"scale": 0.5}, [1.0, 2.0])])
+def test_each_setting_counts_by_itself(settings: dict[str, Any], wanted: list[float]) -> None:
+    transforms = Transforms((2,), **settings)
+    assert transforms.changes_training
+    assert transforms.train(np.array([[2.0, 4.0]], np.float32), 0, 1).tolist() == [wanted]
+
+
 @pytest.mark.parametrize(("rotations", "turns"), [(1, [0] * 5), (2, [0, 2, 0, 2, 0]), (4, [0, 1, 2, 3, 0])])
 def test_clients_are_turned_in_turn(rotations: int, turns: list[int]) -> None:
     x = np.random.default_rng(0).random((3, 2, 5, 5)).astype(np.float32)
@@ -140,6 +151,16 @@ def test_a_client_gets_its_own_transforms_each_round() -> None:
     for image, source, (top, left) in zip(first.x, padded, corners, strict=True):
         window = source[:, top : top + 6, left : left + 6]
         assert np.array_equal(image, window) or np.array_equal(image, window[..., ::-1])
+
+
+def test_noise_on_validation_samples_is_not_that_of_test_samples() -> None:
+    x, transforms = np.zeros((60, 5), np.float32), Transforms((5,), noise=0.5, num_clients=4, seed=3)
+    dataset = Dataset(x, np.arange(60) % 3, x[:3], np.arange(3), 3, "zeros")
+    manager = DataManager(dataset, iid(dataset.y_train, 4, 0), 0.2, client_validation_fraction=0.2, transforms=transforms)
+    data = manager.client(2)
+    for found, part in ((data.x_test, "test"), (data.x_validation, "validation")):
+        np.testing.assert_array_equal(found, transforms.evaluate(np.zeros((3, 5), np.float32), 2, part))
+    assert not np.array_equal(data.x_test, data.x_validation)
 
 
 def test_shards_are_scaled_and_normalised() -> None:
