@@ -164,6 +164,12 @@ def test_batches_cover_every_sample_once_a_pass():
     assert [len(batch) for batch in learner._batches(5, 2, learner._fit_settings)] == [2, 3], "where a step needs two"
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(32, [8] * 4), (33, [8] * 4), (39, [8] * 4), (8, [8]), (5, [5]), (1, [1])])
+def test_only_a_last_batch_that_is_not_full_is_left_out(count, sizes):
+    learner = a_learner(local_epochs=2, batch_size=8, drop_last=True)
+    assert [len(batch) for batch in learner._batches(count, 1, learner._fit_settings)] == sizes * 2
+
+
 @pytest.mark.parametrize(("config", "steps"), [({}, 6), ({"epochs": 5}, 15), ({"local_steps": 4}, 4), ({"batch_size": 30}, 2)])
 def test_config_overrides_settings_for_one_call(config, steps):
     learner = a_learner(local_epochs=2, batch_size=10)
@@ -193,7 +199,8 @@ def test_config_that_cannot_be(config, words):
 
 @pytest.mark.parametrize("settings", [dict(local_epochs=0), dict(batch_size=-1), dict(client_lr=float("nan")),
                                       dict(optimizer="rprop"), dict(optimizer="adam", momentum=0.9),
-                                      dict(local_epochs=3, local_steps=5)])
+                                      dict(local_epochs=3, local_steps=5), dict(momentum=-0.1), dict(momentum=float("nan")),
+                                      dict(weight_decay=-0.1), dict(eval_batch_size=0), dict(eval_batch_size=2.5)])
 def test_settings_that_cannot_be(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):
         a_learner(**settings)

@@ -52,6 +52,7 @@ def test_a_trace_with_a_period_begins_again(write) -> None:
     for time in (0, 0.5, 1, 2, 3.5, 5.5, 6, 7.75):
         assert available(trace, time) == available(trace, time + 8) == available(trace, time + 8000)
     assert available(trace, 8.5) == [0]
+    assert available(read_trace(write(TRACE), period=6), 11.75) == [0, 1], "an interval may last to the end of the period"
 
 
 @given(intervals=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40), st.integers(1, 20)), min_size=1, max_size=20),
