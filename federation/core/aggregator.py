@@ -102,6 +102,8 @@ class MeanAggregator(Aggregator):
     needs: ClassVar[Needs] = "mean"
     #: What an update counts in the mean: its number of samples, or one.
     weighting: Weighting = "samples"
+    #: The settings by which `weigh` does not go: over a network, clients, who weigh their own updates, may have others.
+    server_settings: ClassVar[frozenset[str]] = frozenset()
 
     def weigh(self, update: ClientUpdate, start: Weights) -> Contribution:
         """What `update`, which started from `start`, counts in the mean. Called where the client trained.

@@ -246,14 +246,17 @@ def test_what_clients_keep_and_what_is_packed(network, tmp_path, rule):
 
 
 CLIPPING = ["components.aggregator=federated.aggregator.norm_clipping", "aggregator_config.clip_norm=0.01"]
-WRITTEN_OUT = [*CLIPPING, "aggregator_config.server_lr=1.0"]  # as it is by default
+#: By default, and by what only the server does with the mean.
+WRITTEN_OUT = [*CLIPPING, "aggregator_config.weighting=samples", "aggregator_config.server_lr=0.25"]
 
 
 @pytest.mark.parametrize(("servers", "clients", "word"), [
     (CLIPPING, [], "aggregator"), (CLIPPING, [*CLIPPING[:1], "aggregator_config.clip_norm=1.0"], "aggregator"),
     ([], CLIPPING, "aggregator"), (["trainer_config.local_parameters=[bias]"], [], "local_parameters"),
-    (["components.aggregator=federated.aggregator.feddyn"], [], "federated.learner.feddyn")],
-    ids=["no clipping", "another clip_norm", "clipping alone", "local parameters", "no FedDyn"])
+    (["components.aggregator=federated.aggregator.feddyn"], [], "federated.learner.feddyn"),
+    (CLIPPING, [*CLIPPING, "aggregator_config.weighting=uniform"], "aggregator"), ([], ["num_clients=3"], "num_clients")],
+    ids=["no clipping", "another clip_norm", "clipping alone", "local parameters", "no FedDyn", "another weighting",
+         "another partition"])
 def test_a_client_that_would_do_something_else_is_refused(network, servers, clients, word):
     """Updates are weighed, and arrays kept back, where they are trained: it would go unnoticed in a sum."""
     net = network(["components.model=model.numpy.linear", "tracker=none", "num_clients=2", "trainer_config.max_rounds=2",

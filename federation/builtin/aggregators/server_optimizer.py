@@ -32,6 +32,10 @@ class ServerSettings(TypedDict, total=False):
     lr_floor: float
 
 
+#: Those of them that only the server's step goes by.
+SERVER_SETTINGS = frozenset(ServerSettings.__annotations__) - {"weighting"}
+
+
 class ServerOptimizer(MeanAggregator):
     """x += what `move` makes of the mean difference (Reddi et al. 2021, "Adaptive federated optimization", Algorithm 1).
 
