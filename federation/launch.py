@@ -27,7 +27,7 @@ from federation.infra.watchdog import STOP_SIGNALS, Watchdog
 from node_comm import CommError, Transport, launchers
 from node_comm.output import flush_output
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("federation.launch")  # __name__ is __main__ for the command, whose log would be nobody's
 
 DONE, FAILED, BAD_CONFIG, STOPPED = 0, 1, 2, 75
 THREADS = "OMP_NUM_THREADS"  #: where `apply_threads` leaves the number, for this process and its children

@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", metavar="FILE", help="the configuration, in YAML")
     add("--set", metavar="KEY=VALUE", nargs="+", action="append", default=[], help="change keys of the configuration")
     add("--output_dir", "--output-dir", metavar="DIR",
-        help="the run's folder, which all nodes see (default: runs/<job name>-<job id>); a run that is there goes on")
+        help="the run's folder, which all nodes see (default: runs/<job name>-<job id>, whatever the configuration's output_dir "
+             "is); a run that is there goes on")
     add("--nodes", type=_count, metavar="N", help="nodes (default: 2)")
     add("--ntasks-per-node", "--ntasks_per_node", type=_count, metavar="N", help="ranks on each node (default: 8, or 4 with GPUs)")
     add("--cpus-per-task", "--cpus_per_task", type=_count, metavar="N", help="cores for each rank (default: 1, or 8 with GPUs)")

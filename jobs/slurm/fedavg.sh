@@ -36,8 +36,9 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 # mpirun gives its ranks a terminal even here. This one is for plain lines in the log instead of a bar.
 export TERM=dumb
 
-# The run's folder, on a file system that all nodes see: a job that starts again may be given others. On most clusters
-# that is "$SCRATCH/...". To go on with the run of an earlier job: OUTPUT=runs/fedavg-4711 sbatch jobs/slurm/fedavg.sh ...
+# The run's folder, in place of the configuration's output_dir, so that each job has its own; on a file system that all
+# nodes see: a job that starts again may be given others. On most clusters that is "$SCRATCH/...". To go on with the run of
+# an earlier job: OUTPUT=runs/fedavg-4711 sbatch jobs/slurm/fedavg.sh ...
 OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 
 # The launcher: mpirun of the MPI library that mpi4py uses. Or srun, where `srun --mpi=list` shows the PMIx that this

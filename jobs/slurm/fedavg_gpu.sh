@@ -38,8 +38,9 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 # mpirun gives its ranks a terminal even here. This one is for plain lines in the log instead of a bar.
 export TERM=dumb
 
-# The run's folder, on a file system that all nodes see: a job that starts again may be given others. On most clusters
-# that is "$SCRATCH/...". To go on with the run of an earlier job: OUTPUT=runs/fedavg_gpu-4711 sbatch ...
+# The run's folder, in place of the configuration's output_dir, so that each job has its own; on a file system that all
+# nodes see: a job that starts again may be given others. On most clusters that is "$SCRATCH/...". To go on with the run of
+# an earlier job: OUTPUT=runs/fedavg_gpu-4711 sbatch ...
 OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 
 # cuda ends the run with a message where a rank finds no GPU; auto would train on the CPU then.

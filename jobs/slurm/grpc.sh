@@ -29,7 +29,7 @@ set -euo pipefail
 
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
-# The run's folder, on a file system that all nodes see.
+# The run's folder, in place of the configuration's output_dir; on a file system that all nodes see.
 OUTPUT=${OUTPUT:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_NAME-$SLURM_JOB_ID}
 
 # Where the server listens. The name must be the one that the other nodes reach it by (some sites want "$server-ib").

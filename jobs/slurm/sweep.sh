@@ -43,8 +43,9 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 # mpirun gives its ranks a terminal even here. This one is for plain lines in the log instead of a bar.
 export TERM=dumb
 
-# The runs' folders, on a file system that all nodes see: a job that starts again may be given another one. On most
-# clusters that is "$SCRATCH/...". To go on with an earlier sweep: SWEEP=runs/sweep-4711 sbatch jobs/slurm/sweep.sh ...
+# The runs' folders, in place of the configuration's output_dir; on a file system that all nodes see: a job that starts
+# again may be given another one. On most clusters that is "$SCRATCH/...". To go on with an earlier sweep:
+# SWEEP=runs/sweep-4711 sbatch jobs/slurm/sweep.sh ...
 SWEEP=${SWEEP:-$SLURM_SUBMIT_DIR/runs/$SLURM_JOB_NAME-$SLURM_ARRAY_JOB_ID}
 OUTPUT=$SWEEP/seed-$seed-rate-$rate
 

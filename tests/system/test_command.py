@@ -43,6 +43,16 @@ def test_help_needs_nothing():
     assert "torch" not in done.stderr
 
 
+@pytest.mark.parametrize(("level", "said"), [("DEBUG", True), ("INFO", False)])
+def test_where_an_error_was_is_in_the_log_of_whoever_looks_closely(tmp_path, level, said):
+    """A line is enough for all others."""
+    done = python("-m", "federation.launch", "--mode", "serial", "--output_dir", str(tmp_path / "run"), "--set", *faulty("shape"),
+                  f"log.level={level}")
+    assert done.returncode == 1
+    assert ("Traceback" in done.stderr) == said
+    assert len([line for line in done.stderr.splitlines() if line.startswith("UpdateError: ")]) == 1
+
+
 def test_serial_mode_in_an_allocation(launch):
     """S-HPC-03: job-level variables alone are no launch."""
     launch(mode="serial", settings=QUICK, env={"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"})
