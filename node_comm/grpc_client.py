@@ -34,9 +34,10 @@ CLOSE_SECONDS = 20.0
 #: Seconds that one attempt may take.
 ATTEMPT_SECONDS = 10.0
 
-#: Answers of a server that another try would not change.
+#: Answers of a server that another try would not change. ABORTED ends a stream that it had taken, of which gRPC may show nothing
+#: but the end.
 _FINAL = (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION,
-          grpc.StatusCode.NOT_FOUND)
+          grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED)
 _TLS = re.compile(r"ssl|tls|certificate|handshake|peer name|hostname", re.IGNORECASE)
 
 

@@ -318,6 +318,29 @@ def test_nobody_goes_on_for_somebody_else(session, name, received):
     run(test())
 
 
+def test_a_stream_that_ends_before_its_beginning_is_seen_is_not_tried_again():
+    """gRPC may drop the metadata of a call whose end comes right behind them."""
+    async def test() -> None:
+        calls = []
+
+        async def ends(frames, context):
+            calls.append(1)
+            await context.abort(grpc.StatusCode.ABORTED, "protocol: enough")
+
+        server, handler = grpc.aio.server(), grpc.stream_stream_rpc_method_handler(ends)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            with pytest.raises(Refused, match="protocol: enough"):
+                await connect(Way(address=f"127.0.0.1:{port}", name="client_0", patience=5))
+        finally:
+            await server.stop(None)
+        assert calls == [1]
+
+    run(test())
+
+
 def test_what_is_kept_for_another_try_is_bounded():
     """A link keeps the frames of its window, whatever is sent while there is no stream."""
     async def test() -> None:
