@@ -16,7 +16,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 #: What code of a user's own may raise. A sys.exit in it, as in a script, is no end of the run.
 FAULTS = (Exception, SystemExit)
@@ -70,6 +71,15 @@ class RoundError(FederationError):
 
 class TooFewClients(RoundError):
     """Not enough clients have come in time. Another attempt would only wait once more."""
+
+
+@contextmanager
+def exits_are_errors() -> Iterator[None]:
+    """Raise an `exit_error` in the place of a SystemExit in the block."""
+    try:
+        yield
+    except SystemExit as leaving:
+        raise exit_error(leaving) from leaving
 
 
 def exit_error(leaving: SystemExit) -> FederationError:

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from federation.builtin.table import COMPONENTS
 from federation.command_line import parse, resolve_options
 from federation.config import Config, load_config, load_config_from_dict
-from federation.errors import ConfigError, DataError, FederationError, exit_error
+from federation.errors import ConfigError, DataError, FederationError, exit_error, exits_are_errors
 from federation.infra.logger import configure, redact, register_secret
 from federation.infra.progress import say
 from federation.infra.threads import apply_threads, available_cores, resolve_threads
@@ -67,15 +67,9 @@ def run(config: Any, *, resume: str | None = None, quiet: bool = True) -> Any:
     return run_in(choose_mode(config, os.environ), config, resume=resume, quiet=quiet)
 
 
+@exits_are_errors()  # of a component: else a program that calls this, or the command, would end with its status
 def run_in(mode: str, config: Config, *, resume: str | None = None, quiet: bool = True) -> Any:
     """`run` in a mode that is known to fit the world that this process is in."""
-    try:
-        return _run_in(mode, config, resume, quiet)
-    except SystemExit as leaving:  # of a component: else a program that calls this, or the command, would end with its status
-        raise exit_error(leaving) from leaving
-
-
-def _run_in(mode: str, config: Config, resume: str | None, quiet: bool) -> Any:
     match mode:
         case "serial":
             return _run_serial(config, resume, quiet)
@@ -190,12 +184,10 @@ async def _follow(config: Config, transport: Transport) -> Any:
     from federation.assemble import assemble
     from federation.session import RunResult
 
-    try:
+    with exits_are_errors():  # they would be taken for a process that has died
         parts = assemble(config)
         apply_threads(int(os.environ[THREADS]))
         await parts.make_client(transport).serve()
-    except SystemExit as leaving:  # which would be taken for a process that has died
-        raise exit_error(leaving) from leaving
     return RunResult(mode=config.mode, world_size=transport.size)
 
 

@@ -17,7 +17,7 @@ from federation.assemble import Parts, versions
 from federation.config import Config, dump_config, load_config
 from federation.core.trainer import Trainer
 from federation.core.weights import Weights
-from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients, exit_error
+from federation.errors import CheckpointError, ConfigError, FederationError, TooFewClients, exits_are_errors
 from federation.infra.checkpoint import Checkpoints, Snapshot, read
 from federation.infra.monitor import Monitor
 from federation.infra.progress import Progress
@@ -294,10 +294,8 @@ def stop_signals(ends_process: bool = False) -> Iterator[asyncio.Future[signal.S
 
 async def _to_its_end(survival: Survival) -> None:
     """Run the trainer. A sys.exit in it, or in the aggregator, would end the loop, with what is told to other ranks."""
-    try:
+    with exits_are_errors():
         await survival.run()
-    except SystemExit as leaving:
-        raise exit_error(leaving) from leaving
 
 
 def _is_recorded(trainer: Resumable, recorder: Recorder) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from federation.errors import exit_error
+from federation.errors import exits_are_errors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,10 +28,8 @@ async def compute(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
     A sys.exit in it is a FederationError: it would end the loop of whoever awaits this.
     """
     call = functools.partial(function, *args, **kwargs)
-    try:
+    with exits_are_errors():
         return await asyncio.get_running_loop().run_in_executor(_thread(), call)
-    except SystemExit as leaving:
-        raise exit_error(leaving) from leaving
 
 
 async def at_once(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
