@@ -196,16 +196,16 @@ def remote_setup(config: Config, parts: Parts) -> dict[str, str]:
     """What a server and a client of a network must have in common: the seed of all draws, the model's layout, the arrays that
     stay with clients, and an aggregator that weighs updates, as it does so where they are trained; and the number of clients, where
     it says what a share of the partition is."""
-    layout, aggregator = parts.make_model().weights.layout, parts.make_aggregator()
-    weighs = isinstance(aggregator, MeanAggregator) and aggregator.weighs
-    defaults = {name: parameter.default for name, (parameter, _) in setting_parameters(parts.aggregator).items()}
-    settings = dict(sorted((defaults | plain(config.aggregator_config)).items()))
-    if isinstance(aggregator, MeanAggregator):
-        settings = {name: value for name, value in settings.items() if name not in aggregator.server_settings}
+    layout, aggregator, rule = parts.make_model().weights.layout, parts.make_aggregator(), "none that weighs updates"
+    if isinstance(aggregator, MeanAggregator) and aggregator.weighs:
+        defaults = {name: parameter.default for name, (parameter, _) in setting_parameters(parts.aggregator).items()}
+        settings = sorted((defaults | plain(config.aggregator_config)).items())
+        weighing = {name: value for name, value in settings if name not in aggregator.server_settings}
+        rule = f"{type(aggregator).__qualname__} with {weighing}"
     shares = {} if isinstance(config.client_id, str) else {"num_clients": str(config.num_clients)}
     return {**shares, "seed": str(config.seed), "model": str(layout.to_dict()),
             "local_parameters": ", ".join(config.trainer_config.local_parameters) or "none",
-            "aggregator": f"{type(aggregator).__qualname__} with {settings}" if weighs else "none that weighs updates"}
+            "aggregator": rule}
 
 
 def setup(config: Config) -> dict[str, str]:

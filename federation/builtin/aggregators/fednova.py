@@ -7,7 +7,7 @@ from typing import ClassVar, Unpack, final
 
 import numpy as np
 
-from federation.builtin.aggregators.server_optimizer import SERVER_SETTINGS, ServerOptimizer, ServerSettings
+from federation.builtin.aggregators.server_optimizer import ServerOptimizer, ServerSettings
 from federation.core.aggregator import RoundStats
 from federation.core.metrics import as_number
 from federation.core.types import ClientUpdate
@@ -26,7 +26,6 @@ class FedNovaAggregator(ServerOptimizer):
     """
 
     metrics_needed: ClassVar = ("normaliser",)
-    server_settings: ClassVar = SERVER_SETTINGS
 
     def __init__(self, **settings: Unpack[ServerSettings]) -> None:
         super().__init__(**settings)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Unpack, final
+from typing import Unpack, final
 
 import numpy as np
 
-from federation.builtin.aggregators.server_optimizer import (
-    SERVER_SETTINGS,
-    ServerOptimizer,
-    ServerSettings,
-    check_settings,
-)
+from federation.builtin.aggregators.server_optimizer import ServerOptimizer, ServerSettings, check_settings
 from federation.core.distance import squared_distance
 from federation.core.types import ClientUpdate
 from federation.core.updates import Contribution
@@ -25,8 +20,6 @@ class NormClippingAggregator(ServerOptimizer):
 
     The norm is over all parameters together. No client moves the mean by more than its share times `clip_norm`.
     """
-
-    server_settings: ClassVar = SERVER_SETTINGS
 
     def __init__(self, clip_norm: float, **settings: Unpack[ServerSettings]) -> None:
         super().__init__(**settings)

@@ -32,10 +32,6 @@ class ServerSettings(TypedDict, total=False):
     lr_floor: float
 
 
-#: Those of them that only the server's step goes by.
-SERVER_SETTINGS = frozenset(ServerSettings.__annotations__) - {"weighting"}
-
-
 class ServerOptimizer(MeanAggregator):
     """x += what `move` makes of the mean difference (Reddi et al. 2021, "Adaptive federated optimization", Algorithm 1).
 
@@ -46,6 +42,8 @@ class ServerOptimizer(MeanAggregator):
 
     #: Names of the vectors, each as long as the parameters, that are kept from round to round.
     memory: ClassVar[tuple[str, ...]] = ()
+    #: See MeanAggregator: of those that all have, only `weighting` has to do with what an update counts.
+    server_settings: ClassVar = frozenset(ServerSettings.__annotations__) - {"weighting"}
 
     def __init__(self, *, server_lr: float = 1.0, weighting: Weighting = "samples",
                  lr_schedule: Literal["constant", "step", "cosine"] = "constant", lr_rounds: int | None = None,
