@@ -31,7 +31,7 @@ LONGEST_REASON = 10_000
 MOST_METRICS = 10_000
 #: So much, at most, a client's metrics may scale its updates up (FedNova: its local steps, of which nobody takes so many).
 MOST_SCALE = 2.0**40
-#: What a rule may raise where it is given metrics that are missing, or none.
+#: What is raised where metrics are missing, or are none.
 ODD_METRICS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 R = TypeVar("R", bound=Message)
@@ -146,7 +146,7 @@ def _check_metrics(metrics: Mapping[str, Any], most: int) -> dict[str, float]:
     try:
         given = MetricSum.from_dict(dict(metrics))
         means = given.means()
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except ODD_METRICS as error:
         raise FederationError(f"its metrics cannot be used: {error}") from error
     if len(means) > MOST_METRICS or max(map(len, means), default=0) > LONGEST_NAME:
         raise FederationError(f"it reports {len(means)} metrics; {MOST_METRICS} are allowed, with names of "
