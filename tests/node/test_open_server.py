@@ -127,6 +127,16 @@ def report(client_id: str = "p", num_samples: Any = 4, **more: Any) -> FitReport
     return FitReport(**{"outcomes": [outcome], "problems": [], "metrics": MetricSum().to_dict(), "limbs": 1, "seconds": 0.1} | more)
 
 
+def reporting(**metrics: float) -> type[Answers]:
+    """A learner that reports these metrics."""
+    class Reporting(Answers):
+        def fit(self, config=None):
+            result = super().fit(config)
+            return TrainResult(result.weights, result.num_samples, metrics)
+
+    return Reporting
+
+
 class Run:
     """A server on a port, its trainer, and honest clients."""
 
@@ -147,10 +157,10 @@ class Run:
         await self.server.start()
         return self
 
-    async def join(self, *names: str, learner: type[Answers] = Answers) -> None:
+    async def join(self, *names: str, learner: type[Answers] = Answers, aggregator: Aggregator | None = None) -> None:
         for name in names:
             client = ClientNode({"node_id": name}, transport=await connect(Way(address=self.address, name=name, patience=5)))
-            client.bind(learner(Arrays(ARRAYS), constant([HONEST[name][0]], HONEST[name][1])))
+            client.bind(learner(Arrays(ARRAYS), constant([HONEST[name][0]], HONEST[name][1])), aggregator=aggregator)
             await client.connect_and_register()
             self.clients.append(client)
 
@@ -534,16 +544,9 @@ def test_a_metric_that_all_are_divided_by_has_nobody_else_let_go(metrics, why):
         if isinstance(incoming.message, FetchSum):
             await node.reply(incoming, Sum(), np.zeros(8, np.int64))
 
-    class Normalised(Answers):
-        def fit(self, config=None):
-            result = super().fit(config)
-            return TrainResult(result.weights, result.num_samples, {"normaliser": 1.0})
-
     async def test() -> None:
         async with Run(FedNovaAggregator(), max_rounds=1) as run:
-            await run.join("a", "b", "c", learner=Normalised)
-            for client in run.clients:
-                client.host.updates.aggregator = FedNovaAggregator()
+            await run.join("a", "b", "c", learner=reporting(normaliser=1.0), aggregator=FedNovaAggregator())
             puppet = Puppet()
             await puppet.join(run.address, spoils)
             await run.survival.run()
@@ -669,11 +672,6 @@ def test_metrics_that_a_packed_update_cannot_be_weighed_by_have_the_round_done_a
         def step(self, start, mean, stats):
             pass
 
-    class Steps(Answers):
-        def fit(self, config=None):
-            result = super().fit(config)
-            return TrainResult(result.weights, result.num_samples, {"steps": 1.0})
-
     async def spoils(node: Node, incoming: Incoming) -> None:
         if isinstance(incoming.message, Fit):
             await node.reply(incoming, report())
@@ -682,9 +680,7 @@ def test_metrics_that_a_packed_update_cannot_be_weighed_by_have_the_round_done_a
 
     async def test() -> None:
         async with Run(BySteps(), compression={"codec": "float16"}, max_rounds=1) as run:
-            await run.join("a", "b", "c", learner=Steps)
-            for client in run.clients:
-                client.host.updates.aggregator = BySteps()
+            await run.join("a", "b", "c", learner=reporting(steps=1.0), aggregator=BySteps())
             puppet = Puppet()
             await puppet.join(run.address, spoils)
             await run.survival.run()
